@@ -254,9 +254,10 @@ def decode_inode(ino: int, raw: bytes | memoryview) -> tuple[int, ...]:
 # --- directory records ---------------------------------------------------------------------------
 
 DIRENT_HEADER: Final = struct.Struct("<IHBB")
-"""ino, rec_len, name_len, type. A record is one header and the name, padded to 8 bytes; records tile
-their block exactly; ino 0 is free space. A block of zeroes, or a hole, holds no record. ``.`` and
-``..`` are not stored."""
+"""ino, rec_len, name_len, type. A record is one header and the name, padded to 8 bytes; records
+tile their block exactly; ino 0 is free space. A block of zeroes, or a hole, holds no record. ``.``
+and ``..`` are not stored. The type is the DT_ value: the file type bits of the mode, shifted right
+by 12."""
 DIRENT_DTYPE: Final = np.dtype(
     [("ino", "<u4"), ("rec_len", "<u2"), ("name_len", "u1"), ("type", "u1")]
 )
@@ -285,7 +286,9 @@ BYTES_PER_INODE: Final = 16 << 10
 INODES_MIN: Final = 64
 
 
-def plan(size: int, inodes: int | None, label: str, uuid: uuid_module.UUID, now_ns: int) -> Superblock:
+def plan(
+    size: int, inodes: int | None, label: str, uuid: uuid_module.UUID, now_ns: int
+) -> Superblock:
     """The super block for an image of *size* bytes with *inodes* inodes (None: one per 16 KiB).
 
     Raises ValueError, with a message for a person, if that does not fit.

@@ -1,0 +1,277 @@
+"""The undo journal: what makes one operation all or nothing.
+
+Kernel counterpart: the undo log of PMFS (pmfs_new_transaction() and friends); jbd2 for the words.
+
+Before a range of metadata is changed in place, its old bytes are appended to the journal. An entry
+in the journal region (see docs/SPEC.md):
+
+    seq u64, offset u64, length u32, crc32c u32, old bytes padded with zeroes to a multiple of 8
+
+Entries of a transaction stand one behind the other from the start of the region. An entry is valid
+if its checksum (over everything but itself) is right and its seq is the finished seq + 1; the log
+is all valid entries up to the first that is not.
+
+Why the order is enough
+1. An entry is stored, flushed and fenced before the store that it can undo. So whatever part of an
+   in-place store survives a crash, its entry does too. An entry that is torn fails its checksum;
+   then no store behind it has happened (``log_many``: nor any store of the same batch).
+2. Commit flushes and fences every in-place store and every new block, and only then stores the
+   finished seq: one aligned 8-byte store, which is the commit point. Before it, recovery undoes
+   all; after it, all entries are dead, since their seq is no longer the finished seq + 1.
+3. Abort and recovery restore the old bytes newest first (so that a range logged twice gets its
+   oldest bytes), fence, and only then finish the seq. A crash in between repeats the same undo.
+4. Every transaction that wrote an entry ends by finishing its seq, so no seq is used twice, and
+   the seq is part of the checksum: what earlier transactions left in the region is never valid.
+
+New blocks, which nothing points to yet, are stored and flushed without the log: a pointer to them
+is undone unless the commit was reached, and the commit's fence lies before that.
+
+Invariants
+- At most one transaction is open.
+- Only the journal stores to its region and to JOURNAL_SEQ.
+"""
+
+import errno
+import struct
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final, NamedTuple
+
+import google_crc32c
+
+from daxfs.errors import FsError
+from daxfs.ondisk.layout import BLOCK_SIZE, JOURNAL_SEQ_OFFSET, Superblock
+from daxfs.pmem.persist import Buffer, Persist
+
+ENTRY_HEADER: Final = struct.Struct("<QQII")
+_CHECKED: Final = struct.Struct("<QQI")
+_WORD: Final = struct.Struct("<Q")
+
+
+class UndoEntry(NamedTuple):
+    """One valid entry: the bytes that stood at byte *offset* before the transaction."""
+
+    offset: int
+    old: bytes
+
+
+def entry_size(length: int) -> int:
+    """Bytes of the journal that the entry for a range of *length* bytes takes."""
+    return ENTRY_HEADER.size + (length + 7 & ~7)
+
+
+def _checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
+    head: int = google_crc32c.value(_CHECKED.pack(seq, offset, length))
+    return int(google_crc32c.extend(head, padded))
+
+
+def finished_seq(mem: memoryview) -> int:
+    """Sequence number of the last finished transaction of the image *mem*."""
+    return int(_WORD.unpack_from(mem, JOURNAL_SEQ_OFFSET)[0])
+
+
+def scan(mem: memoryview, sb: Superblock) -> list[UndoEntry]:
+    """The valid entries of an unfinished transaction in the image *mem*, oldest first."""
+    seq = finished_seq(mem) + 1
+    position = sb.journal_start * BLOCK_SIZE
+    end = position + sb.journal_blocks * BLOCK_SIZE
+    entries = []
+    while position + ENTRY_HEADER.size <= end:
+        entry_seq, offset, length, crc = ENTRY_HEADER.unpack_from(mem, position)
+        following = position + entry_size(length)
+        if (
+            entry_seq != seq
+            or length == 0
+            or following > end
+            or offset + length > sb.block_count * BLOCK_SIZE
+        ):
+            break
+        padded = bytes(mem[position + ENTRY_HEADER.size : following])
+        if _checksum(seq, offset, length, padded) != crc:
+            break
+        entries.append(UndoEntry(offset, padded[:length]))
+        position = following
+    return entries
+
+
+class Transaction:
+    """One operation on the metadata: a context manager that commits, or aborts on an exception.
+
+    Made by ``Journal.begin``. After the ``with`` block it is dead.
+    """
+
+    def __init__(self, journal: "Journal", seq: int) -> None:
+        self._journal = journal
+        self._persist = journal.persist
+        self._mem = journal.persist.image.mem
+        self._seq = seq
+        self._position = journal.start
+        self._entries: list[UndoEntry] = []
+        # Logged ranges by start; they may overlap, which costs room but no correctness.
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._commit_calls: list[Callable[[], None]] = []
+        self._abort_calls: list[Callable[[], None]] = []
+
+    def __enter__(self) -> "Transaction":
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if exc_type is None:
+            self._commit()
+        else:
+            self._abort()
+
+    def on_commit(self, call: Callable[[], None]) -> None:
+        """Have *call* run after the commit point; calls run in the order they were given."""
+        self._commit_calls.append(call)
+
+    def on_abort(self, call: Callable[[], None]) -> None:
+        """Have *call* run after an abort has restored the image; the last given runs first."""
+        self._abort_calls.append(call)
+
+    @property
+    def room(self) -> int:
+        """Bytes of the journal that are left; an entry takes ``entry_size(length)`` of them."""
+        return self._journal.end - self._position
+
+    def log(self, offset: int, length: int) -> None:
+        """Make the present bytes of a range undoable. Raises FsError(ENOSPC): journal full."""
+        if self._append(offset, length):
+            self._persist.fence()
+
+    def log_many(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """``log`` for several (offset, length) with one fence. Raises FsError(ENOSPC)."""
+        appended = False
+        for offset, length in ranges:
+            appended |= self._append(offset, length)
+        if appended:
+            self._persist.fence()
+
+    def store(self, offset: int, data: Buffer) -> None:
+        """Log what stands there, then store and flush *data*. Raises FsError(ENOSPC)."""
+        if type(data) is not bytes:
+            data = memoryview(data).cast("B")
+        length = len(data)
+        if self._append(offset, length):
+            self._persist.fence()
+        self._persist.store(offset, data)
+        self._persist.flush(offset, length)
+
+    def store_u64(self, offset: int, value: int) -> None:
+        """``store`` of one 64-bit *value* at *offset*, a multiple of 8, in one move."""
+        if self._append(offset, 8):
+            self._persist.fence()
+        self._persist.store_u64(offset, value)
+        self._persist.flush(offset, 8)
+
+    def fill(self, offset: int, length: int, byte: int = 0) -> None:
+        """``store`` of *length* times *byte*."""
+        if self._append(offset, length):
+            self._persist.fence()
+        self._persist.fill(offset, length, byte)
+        self._persist.flush(offset, length)
+
+    def _append(self, offset: int, length: int) -> bool:
+        """Append an entry without a fence; False if the range is logged already."""
+        assert self._journal.open is self, "the transaction is over"
+        end = offset + length
+        index = bisect_right(self._starts, offset)
+        if length == 0 or (index and self._ends[index - 1] >= end):
+            return False
+        self._persist.image.check_range(offset, length)
+        size = ENTRY_HEADER.size + (length + 7 & ~7)
+        if size > self._journal.end - self._position:
+            raise FsError(errno.ENOSPC, "the journal is too small for this operation")
+        old = bytes(self._mem[offset:end])
+        padded = old + bytes(-length & 7)
+        crc = _checksum(self._seq, offset, length, padded)
+        header = ENTRY_HEADER.pack(self._seq, offset, length, crc)
+        # First in the memory of this process: an abort must undo whatever was stored.
+        self._entries.append(UndoEntry(offset, old))
+        self._persist.store(self._position, header + padded)
+        self._persist.flush(self._position, size)
+        self._position += size
+        self._starts.insert(index, offset)
+        self._ends.insert(index, end)
+        return True
+
+    def _commit(self) -> None:
+        if self._entries:
+            try:
+                self._persist.fence()
+            except BaseException:
+                self._abort()
+                raise
+        self._journal.open = None
+        # The calls come even if the medium fails to confirm the commit point: the image is past it.
+        with ExitStack() as stack:
+            for call in reversed(self._commit_calls):
+                stack.callback(call)
+            if self._entries:
+                self._journal.finish(self._seq)
+
+    def _abort(self) -> None:
+        self._journal.open = None
+        with ExitStack() as stack:
+            for call in self._abort_calls:
+                stack.callback(call)
+            if self._entries:
+                self._journal.undo(self._entries, self._seq)
+
+
+class Journal:
+    """The journal of one image."""
+
+    def __init__(self, persist: Persist, sb: Superblock) -> None:
+        """For the image of *persist* with super block *sb*. ``recover`` comes before ``begin``."""
+        self.persist = persist
+        self.sb = sb
+        self.start: Final = sb.journal_start * BLOCK_SIZE
+        self.end: Final = self.start + sb.journal_blocks * BLOCK_SIZE
+        self.open: Transaction | None = None
+        self._finished = persist.load_u64(JOURNAL_SEQ_OFFSET)
+
+    @staticmethod
+    def pending(mem: memoryview, sb: Superblock) -> bool:
+        """Whether the image *mem* holds an unfinished transaction, which recovery would undo."""
+        return bool(scan(mem, sb))
+
+    def begin(self) -> Transaction:
+        """Open a transaction; use it in a ``with`` statement."""
+        assert self.open is None, "a transaction is open already"
+        self.open = Transaction(self, self._finished + 1)
+        return self.open
+
+    def recover(self) -> int:
+        """Undo the unfinished transaction, if there is one; the number of ranges restored.
+
+        May be interrupted by a crash anywhere, and be repeated.
+        """
+        assert self.open is None, "recovery with an open transaction"
+        entries = scan(self.persist.image.mem, self.sb)
+        if entries:
+            self.undo(entries, self._finished + 1)
+        return len(entries)
+
+    def undo(self, entries: list[UndoEntry], seq: int) -> None:
+        """Restore *entries*, newest first, and finish *seq*."""
+        for offset, old in reversed(entries):
+            self.persist.store(offset, old)
+            self.persist.flush(offset, len(old))
+        self.persist.fence()
+        self.finish(seq)
+
+    def finish(self, seq: int) -> None:
+        """Make *seq* the last finished transaction: its entries are dead from here on."""
+        self._finished = seq
+        self.persist.store_u64(JOURNAL_SEQ_OFFSET, seq)
+        self.persist.flush(JOURNAL_SEQ_OFFSET, 8)
+        self.persist.fence()

@@ -1,0 +1,285 @@
+"""The image: one file, mapped once and shared.
+
+Kernel counterpart: the pmem block device with its ``dax_direct_access`` mapping.
+
+Invariants
+- The size is a multiple of 4096 and does not change while the image is open.
+- ``mem`` covers the whole image. Stores to it go through ``persist`` only.
+- A hole of a tmpfs file stays a hole when it is read with ``pread``; reading it through ``mem``
+  makes the host allocate a page. Scans of big sparse regions therefore use ``data_ranges`` and
+  ``pread``.
+- At most one process holds the lock of an image; it lasts until ``close`` or the process's end.
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from daxfs.errors import FsError, MediaError
+from daxfs.units import PAGE_SIZE, align_down, align_up
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+MS_SYNC: Final = 4
+
+TMPFS_MAGIC: Final = 0x01021994
+RAMFS_MAGIC: Final = 0x858458F6
+HUGETLBFS_MAGIC: Final = 0x958458F6
+
+ANONYMOUS_PATH: Final = ":memory:"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+_libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
+
+
+def _explain(path: str, error: OSError) -> FsError:
+    """*error* of opening *path* as one line for the person who named it."""
+    code = error.errno or errno.EIO
+    text = {
+        errno.ENOENT: f"{path}: no such file or folder",
+        errno.EEXIST: f"{path} exists already",
+        errno.EISDIR: f"{path} is a folder, not an image file",
+        errno.ENOTDIR: f"{path}: a part of the path is no folder",
+        errno.EACCES: f"{path}: permission denied",
+        errno.ENXIO: f"{path} is not a regular file",
+        errno.EFBIG: f"{path}: larger than this filesystem's files can be",
+        errno.ENOSPC: f"{path}: no space left",
+    }.get(code, f"{path}: {os.strerror(code)}")
+    return FsError(code, text)
+
+
+class Image:
+    """An open image. Made by ``create``, ``open`` or ``anonymous``; a context manager."""
+
+    def __init__(self, path: str, fd: int, size: int, *, writable: bool) -> None:
+        """Map *size* bytes (a multiple of 4096) of *fd*, which the image owns from here on."""
+        self.path = path
+        self.fd = fd
+        self.size = size
+        self.writable = writable
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, access)
+        self.mem = memoryview(self._map)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) if writable else None
+
+    @classmethod
+    def create(cls, path: str, size: int, *, reuse: bool = False) -> "Image":
+        """Make the file *path*: sparse, *size* bytes rounded down to 4096, mode 0600.
+
+        With *reuse* a file that is there already is opened instead, and keeps its size unless that
+        is 0. Raises FsError: EEXIST, ENOENT, EACCES, EINVAL (too small, no regular file) and so on.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags, 0o600)
+        except FileExistsError as error:
+            if not reuse:
+                raise _explain(path, error) from None
+            if os.path.getsize(path) == 0 and os.path.isfile(path):
+                cls._grow_empty(path, align_down(size, PAGE_SIZE))
+            return cls.open(path)
+        except OSError as error:
+            raise _explain(path, error) from None
+        try:
+            return cls._sized(path, fd, align_down(size, PAGE_SIZE))
+        except BaseException:
+            os.unlink(path)
+            raise
+
+    @staticmethod
+    def _grow_empty(path: str, size: int) -> None:
+        try:
+            os.truncate(path, size)
+        except OSError as error:
+            raise _explain(path, error) from None
+
+    @classmethod
+    def open(cls, path: str, *, writable: bool = True) -> "Image":
+        """Open the file *path*; a size that is no multiple of 4096 is rounded down.
+
+        Raises FsError: ENOENT, EACCES, EISDIR, EINVAL (too small, no regular file) and so on.
+        """
+        # O_NONBLOCK: opening a fifo by mistake must fail, not wait for its other end.
+        mode = os.O_RDWR if writable else os.O_RDONLY
+        try:
+            fd = os.open(path, mode | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _explain(path, error) from None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            if stat.S_ISDIR(status.st_mode):
+                raise FsError(errno.EISDIR, f"{path} is a folder, not an image file")
+            raise FsError(errno.EINVAL, f"{path} is not a regular file")
+        return cls._mapped(path, fd, align_down(status.st_size, PAGE_SIZE), writable=writable)
+
+    @classmethod
+    def anonymous(cls, size: int) -> "Image":
+        """An image of *size* bytes, rounded down to 4096, that lives in a memfd and has no file."""
+        fd = os.memfd_create("daxfs", os.MFD_CLOEXEC)
+        return cls._sized(ANONYMOUS_PATH, fd, align_down(size, PAGE_SIZE))
+
+    @classmethod
+    def _sized(cls, path: str, fd: int, size: int) -> "Image":
+        try:
+            os.ftruncate(fd, size)
+        except OSError as error:
+            os.close(fd)
+            raise _explain(path, error) from None
+        return cls._mapped(path, fd, size, writable=True)
+
+    @classmethod
+    def _mapped(cls, path: str, fd: int, size: int, *, writable: bool) -> "Image":
+        try:
+            if size < PAGE_SIZE:
+                raise FsError(errno.EINVAL, f"{path} is too small for an image")
+            return cls(path, fd, size, writable=writable)
+        except OSError as error:
+            os.close(fd)
+            raise error if isinstance(error, FsError) else _explain(path, error) from None
+
+    def __enter__(self) -> "Image":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the lock and the file. A view that somebody still holds keeps the mapping."""
+        if self.fd < 0:
+            return
+        fcntl.flock(self.fd, fcntl.LOCK_UN)
+        os.close(self.fd)
+        self.fd = -1
+        with contextlib.suppress(BufferError):
+            self.mem.release()
+            self._map.close()
+
+    def lock(self) -> None:
+        """Take the exclusive lock, for the life of this Image.
+
+        A forked child shares the lock, and whoever of the two closes the image ends it for both
+        (flock(2)): a daemon opens its image after the fork.
+
+        Raises FsError(EBUSY) with the holder's process number and name.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FsError(errno.EBUSY, f"{self.path} is in use by {self._lock_holder()}") from None
+
+    def _lock_holder(self) -> str:
+        """Who holds the lock, from /proc/locks (proc_locks(5))."""
+        status = os.fstat(self.fd)
+        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+        place = f"{device}:{status.st_ino}"
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/locks").read_text().splitlines():
+                words = line.split()
+                if len(words) >= 6 and words[1] == "FLOCK" and words[5] == place:
+                    name = Path(f"/proc/{words[4]}/comm").read_text().strip()
+                    return f"process {words[4]} ({name})"
+        return "another process"
+
+    def check_range(self, offset: int, length: int) -> None:
+        """Raise ValueError unless ``offset .. offset + length`` (bytes) lies in the image."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} are outside of an image of {self.size}")
+
+    def discard(self, offset: int, length: int) -> bool:
+        """Give the pages of a byte range back to the host; afterwards they read as zeroes.
+
+        False where the host's filesystem cannot do that: then nothing has happened.
+        """
+        self.check_range(offset, length)
+        if length == 0:
+            return True
+        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        while _libc.fallocate(self.fd, mode, offset, length) != 0:
+            code = ctypes.get_errno()
+            if code in (errno.EOPNOTSUPP, errno.ENOSYS):
+                return False
+            if code != errno.EINTR:
+                raise FsError(code)
+        return True
+
+    def reserve(self, offset: int, length: int) -> None:
+        """Make the host provide the pages of a byte range, so that a store to them cannot fail.
+
+        Raises FsError(ENOSPC) when the host is full, where a store would end in SIGBUS.
+        """
+        self.check_range(offset, length)
+        if length == 0:
+            return
+        try:
+            os.posix_fallocate(self.fd, offset, length)
+        except OSError as error:
+            raise _explain(self.path, error) from None
+
+    def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The parts of bytes ``start .. end`` that the host holds data for, as (start, end).
+
+        They are widened to whole pages, ascending and disjoint. What lies between reads as zeroes.
+        """
+        self.check_range(start, end - start)
+        position = start
+        while position < end:
+            try:
+                data = os.lseek(self.fd, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            if data >= end:
+                return
+            hole = os.lseek(self.fd, data, os.SEEK_HOLE)
+            position = min(align_up(hole, PAGE_SIZE), align_up(end, PAGE_SIZE))
+            yield align_down(data, PAGE_SIZE), position
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """*length* bytes at *offset*, read so that holes of the file stay holes."""
+        self.check_range(offset, length)
+        parts = []
+        while length > 0:
+            try:
+                part = os.pread(self.fd, length, offset)
+            except OSError as error:
+                raise MediaError(f"{self.path}: {error.strerror} at {offset}") from None
+            if not part:
+                raise MediaError(f"{self.path} was cut off at {offset}")
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def allocated_bytes(self) -> int:
+        """Bytes that the host holds for the image."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def msync(self, offset: int, length: int) -> None:
+        """Write the pages of a byte range to the medium and wait; releases the GIL meanwhile."""
+        self.check_range(offset, length)
+        if self._address is None or length == 0:
+            return
+        start = align_down(offset, PAGE_SIZE)
+        if _libc.msync(self._address + start, offset + length - start, MS_SYNC) != 0:
+            code = ctypes.get_errno()
+            raise MediaError(f"{self.path}: {os.strerror(code)} at {start}")
+
+    @property
+    def on_memory(self) -> bool:
+        """Whether the file lives in memory (tmpfs, ramfs, hugetlbfs, memfd)."""
+        # f_type is the first word of struct statfs, whose size differs between machines.
+        words = (ctypes.c_long * 64)()
+        if _libc.fstatfs(self.fd, words) != 0:
+            raise FsError(ctypes.get_errno())
+        return words[0] & 0xFFFFFFFF in (TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC)
