@@ -103,7 +103,7 @@ class BlockAllocator:
 
     def _take_one(self) -> int:
         chunk = self._chunk
-        if self._reserved[chunk] or not self._free_of[chunk]:
+        if self._reserved[chunk] or not 0 < self._free_of[chunk] < PMD_PAGES:
             chunk = self._chunk = int(self._next_chunks(1)[0])
         block = chunk * PMD_PAGES + int(self._by_chunk[chunk].argmin())
         self._used[block] = True

@@ -128,8 +128,8 @@ class _Walk:
         if block in self._nodes:
             raise CorruptionError(f"page {base}: map node {block} stands in the tree twice")
         self._nodes.add(block)
-        yield TreePart("node", base, block, 1, False)
         entries = np.frombuffer(self._mem, ENTRY_DTYPE, ENTRIES_PER_NODE, block * BLOCK_SIZE).copy()
+        yield TreePart("node", base, block, 1, False)
         slots = np.flatnonzero(entries)
         entries = entries[slots]
         if level == 0:

@@ -1,0 +1,87 @@
+"""``daxfs umount``: unmount, and wait until the image is released."""
+
+import errno
+import os
+import time
+from pathlib import Path
+
+import click
+
+from daxfs.cli.command import ExitCodes, command
+from daxfs.cli.mounts import find_mount
+from daxfs.errors import CommandError, MountExit
+from daxfs.fuse.mountinfo import MountEntry, mounts_of
+
+_CODES = ExitCodes(
+    usage=MountExit.USAGE,
+    failure=MountExit.FAILED,
+    internal=MountExit.INTERNAL,
+    interrupted=MountExit.INTERRUPTED,
+)
+_POLL_SECONDS = 0.01
+_WAIT_SECONDS = 60.0
+
+
+@command("umount", example="daxfs umount /mnt", codes=_CODES)
+@click.argument("mountpoint", type=click.Path())
+def umount(mountpoint: str) -> None:
+    """Unmount the daxfs at MOUNTPOINT.
+
+    Returns when everything is stored and the image is free, so that it can be mounted again at
+    once. A mount whose daemon has died is detached; the next mount of the image recovers it.
+    """
+    from daxfs.fuse.mounting import detach
+
+    entry = find_mount(mountpoint)
+    holders = _holders(entry.source)
+    try:
+        detach(entry, lazy=False)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise CommandError(f"{mountpoint}: {error.strerror}", MountExit.FAILED) from error
+        if not _is_dead(entry):
+            raise CommandError(
+                f"{mountpoint}: is in use: end the programs that use it ('fuser -vm' shows them)",
+                MountExit.FAILED,
+            ) from error
+        detach(entry, lazy=True)
+    if not mounts_of(entry.device):
+        for holder in holders:
+            _wait_for(holder, entry.source)
+
+
+def _is_dead(entry: MountEntry) -> bool:
+    """Whether the daemon of *entry* is gone."""
+    try:
+        os.statvfs(entry.mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+def _holders(image: str) -> list[int]:
+    """The processes that hold the lock of *image*, by /proc/locks (proc_locks(5))."""
+    try:
+        status = os.stat(image)
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return []
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return [
+        int(words[4])
+        for words in map(str.split, lines)
+        if words[1] == "FLOCK" and words[5] == place and words[4] != "0"
+    ]
+
+
+def _wait_for(pid: int, image: str) -> None:
+    """Return when the daemon *pid* has released *image*, which it does last."""
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while pid in _holders(image):
+        if time.monotonic() > deadline:
+            raise CommandError(
+                f"unmounted here, but process {pid} still has {image} after {_WAIT_SECONDS:.0f} s: "
+                "it stores much data, or another mount namespace has the mount still",
+                MountExit.FAILED,
+            )
+        time.sleep(_POLL_SECONDS)

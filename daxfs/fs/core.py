@@ -1,0 +1,234 @@
+"""What the operations of one mount share: the parts, the inodes in memory, the running operation.
+
+Kernel counterpart: struct super_block and ext4_sb_info; fs/inode.c for the inode cache;
+ext4_journal_start() and ext4_mark_inode_dirty() for Operation.
+
+Invariants
+- An operation that changes the image runs in one Operation, which is one journal transaction. It
+  ends with all of its changes, or with none: then inodes that it changed are read again and name
+  indexes that it changed are dropped.
+- There is at most one Inode object of a number.
+- Operations do not nest, and nothing awaits inside one.
+"""
+
+import errno
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Literal, NamedTuple
+
+from daxfs.alloc.blocks import BlockAllocator
+from daxfs.alloc.inodes import InodeAllocator
+from daxfs.dax.rw import Dax
+from daxfs.errors import CorruptionError, FsError
+from daxfs.fs.blockmap import BlockMap
+from daxfs.fs.dir import Directories
+from daxfs.fs.inode import Inode
+from daxfs.fs.iomap import FileIomapOps
+from daxfs.journal.undo import Journal, Transaction
+from daxfs.ondisk.layout import FLAG_DAX, INODE_SIZE, STATE_ERROR, STATE_OFFSET, Superblock
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
+from daxfs.trace import Trace
+from daxfs.units import PAGE_SHIFT
+
+log = logging.getLogger(__name__)
+
+DaxMode = Literal["always", "never", "inode"]
+AtimeMode = Literal["noatime", "relatime", "strictatime"]
+OnChange = Callable[[int, int, int, str], None]
+
+
+class Options(NamedTuple):
+    """The mount options that concern the filesystem proper."""
+
+    dax: DaxMode = "always"
+    atime: AtimeMode = "relatime"
+    enable_acl: bool = False
+
+
+class Operation:
+    """One operation that changes the image: its transaction and what it has touched in memory."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self.tx: Final = tx
+        self.now_ns: Final = time.time_ns()
+        self.inodes: dict[int, Inode] = {}
+        """Inodes whose fields were changed; their rows are stored at the end."""
+        self.indexes: list[Inode] = []
+        """Directories whose name index was changed."""
+        self.spare: dict[int, tuple[int, int]] = {}
+        """Allocated runs (block, count) by page, not yet handed out; of one file."""
+        self.spare_nodes: list[int] = []
+        """Allocated blocks for new map nodes."""
+        self.published: list[tuple[Inode, int, int]] = []
+        """Runs (inode, page, count) of holes and unwritten pages that became data."""
+
+    def change(self, inode: Inode) -> None:
+        """Have the row of *inode* stored at the end of the operation."""
+        self.inodes[inode.ino] = inode
+
+    def modify(self, inode: Inode) -> None:
+        """Set mtime and ctime of *inode* to now."""
+        inode.mtime_ns = inode.ctime_ns = self.now_ns
+        self.inodes[inode.ino] = inode
+
+    def change_index(self, directory: Inode) -> None:
+        """Note that the name index of *directory* is about to change."""
+        self.indexes.append(directory)
+
+
+class Core:
+    """The parts of a mounted filesystem."""
+
+    def __init__(
+        self,
+        image: Image,
+        persist: Persist,
+        sb: Superblock,
+        journal: Journal,
+        blocks: BlockAllocator,
+        inodes: InodeAllocator,
+        options: Options,
+        trace: Trace,
+        on_change: OnChange | None,
+    ) -> None:
+        self.image: Final = image
+        self.persist: Final = persist
+        self.sb: Final = sb
+        self.journal: Final = journal
+        self.blocks: Final = blocks
+        self.inode_numbers: Final = inodes
+        self.options: Final = options
+        self.trace: Final = trace
+        self.map: Final = BlockMap(image, sb, persist, blocks)
+        self.directories: Final = Directories(self)
+        self.dax: Final = Dax(persist, FileIomapOps(self), trace, on_change)
+        self.read_only = False
+        """Whether changing operations fail with EROFS; the shell may set it (errors=remount-ro)."""
+        self.current: Operation | None = None
+        """The running operation."""
+        self._held: dict[int, Inode] = {}
+        self._known: weakref.WeakValueDictionary[int, Inode] = weakref.WeakValueDictionary()
+
+    @staticmethod
+    def now_ns() -> int:
+        """The time, in ns since 1970."""
+        return time.time_ns()
+
+    # --- operations ------------------------------------------------------------------------------
+
+    @contextmanager
+    def operation(self) -> Iterator[Operation]:
+        """Run one changing operation. EROFS on a read-only mount; ENOSPC changes nothing."""
+        if self.read_only:
+            raise FsError(errno.EROFS)
+        op: Operation | None = None
+        try:
+            with self.journal.begin() as tx:
+                op = self.current = Operation(tx)
+                yield op
+                self._finish(op)
+        except BaseException:
+            if op is not None:
+                self._forget_changes(op)
+            raise
+        finally:
+            self.current = None
+
+    def _finish(self, op: Operation) -> None:
+        for block, count in op.spare.values():
+            self.blocks.free_blocks(op.tx, block, count)
+        for block in op.spare_nodes:
+            self.blocks.free_blocks(op.tx, block, 1)
+        for inode in op.inodes.values():
+            op.tx.store(self.sb.inode_offset(inode.ino), inode.encode())
+
+    def _forget_changes(self, op: Operation) -> None:
+        """Make the memory agree with the image again, after the transaction was undone."""
+        for directory in op.indexes:
+            directory.directory = None
+        for inode, pgoff, count in op.published:
+            self.dax.punch(inode, pgoff << PAGE_SHIFT, (pgoff + count) << PAGE_SHIFT)
+        for inode in op.inodes.values():
+            raw = self._row(inode.ino)
+            inode.decode(raw)
+            inode.xattrs = None
+            if not inode.mode:
+                self._known.pop(inode.ino, None)
+
+    # --- inodes ----------------------------------------------------------------------------------
+
+    def _row(self, ino: int) -> memoryview:
+        offset = self.sb.inode_offset(ino)
+        return self.image.mem[offset : offset + INODE_SIZE]
+
+    def iget(self, ino: int) -> Inode:
+        """The inode *ino*. ESTALE if there is none, EUCLEAN if its row is damaged."""
+        inode = self._held.get(ino) or self._known.get(ino)
+        if inode is not None:
+            return inode
+        if not 1 <= ino <= self.sb.inode_count or not self.inode_numbers.is_used(ino):
+            raise FsError(errno.ESTALE, f"there is no inode {ino}")
+        inode = Inode(ino, self._row(ino))
+        if not inode.mode:
+            raise FsError(errno.ESTALE, f"there is no inode {ino}")
+        return self.remember(inode)
+
+    def remember(self, inode: Inode) -> Inode:
+        """Enter *inode*, just read or made, into the cache."""
+        mode = self.options.dax
+        inode.is_dax = mode == "always" or (mode == "inode" and bool(inode.flags & FLAG_DAX))
+        self._known[inode.ino] = inode
+        return inode
+
+    def new_row(self, op: Operation, ino: int) -> Inode:
+        """An Inode for the free row *ino*, all fields zero but its next generation."""
+        raw = self._row(ino)
+        try:
+            inode = Inode(ino, raw)
+        except CorruptionError as error:
+            self.report_corruption(error)
+            inode = Inode(ino, bytes(INODE_SIZE))
+        generation = inode.generation
+        inode.clear()
+        inode.generation = (generation + 1) % (1 << 32)
+        return inode
+
+    def drop(self, inode: Inode) -> None:
+        """Forget *inode*, which was freed."""
+        self._known.pop(inode.ino, None)
+
+    def cached_inodes(self) -> list[Inode]:
+        """The inodes that are in memory now."""
+        return list(self._known.values())
+
+    def hold(self, inode: Inode) -> None:
+        """Keep *inode* in memory: it gets a reference. ESTALE if it was freed."""
+        if not inode.mode:
+            raise FsError(errno.ESTALE, "the inode was freed")
+        self._held[inode.ino] = inode
+
+    def unhold(self, inode: Inode) -> None:
+        """Let *inode* go: its last reference is gone."""
+        self._held.pop(inode.ino, None)
+        self.drop_reservations(inode)
+
+    def drop_reservations(self, inode: Inode) -> None:
+        """Give up the chunks that are softly reserved for *inode*."""
+        for chunk in inode.reservations.values():
+            self.blocks.release_chunk(chunk)
+        inode.reservations.clear()
+
+    # --- corruption ------------------------------------------------------------------------------
+
+    def report_corruption(self, error: CorruptionError | str) -> None:
+        """Log *error* and mark the image as one that fsck must see; the mark stays."""
+        log.error("the image is damaged: %s", error)
+        if not self.image.writable or self.persist.load_u64(STATE_OFFSET) == STATE_ERROR:
+            return
+        self.persist.store_u64(STATE_OFFSET, STATE_ERROR)
+        self.persist.flush(STATE_OFFSET, 8)
+        self.persist.fence()

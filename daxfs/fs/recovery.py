@@ -1,0 +1,106 @@
+"""What a mount has to find out: which inodes and blocks are in use, and which inodes are orphans.
+
+Kernel counterpart: the mount of a log-structured or PM filesystem (nova_recovery()); ext4's
+ext4_orphan_cleanup().
+
+After a clean unmount the bitmap of the image is right and only the inode table is scanned. Else,
+with the journal undone, every block map is walked, which is what makes the bitmap right without
+journaling it. Damage that is met is returned as text, and the walk goes on: one damaged file must
+not take the others away. Blocks that damaged inodes claim count as used.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from daxfs.errors import CorruptionError
+from daxfs.ondisk.bitmap import Bools, decode_bitmap, metadata_blocks
+from daxfs.ondisk.itable import scan_inodes
+from daxfs.ondisk.layout import (
+    BITMAP_CRC_OFFSET,
+    BLOCK_SIZE,
+    FILE_SIZE_MAX,
+    INODE_SIZE,
+    XATTR_TOTAL_MAX,
+    Superblock,
+    decode_inode,
+)
+from daxfs.ondisk.tree import walk
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
+
+
+@dataclass
+class Usage:
+    """What is in use. ``blocks`` is indexed by block, ``inodes`` by inode number - 1."""
+
+    blocks: Bools
+    inodes: Bools
+    orphans: list[int] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    trees: list[tuple[int, int, int]] = field(default_factory=list)
+    """(inode, map root, xattr root) of the inodes that own blocks."""
+
+
+def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -> Usage:
+    """Find out what is in use in *image*; *clean* if its bitmap can be believed."""
+    usage = Usage(metadata_blocks(sb), np.zeros(sb.inode_count, np.bool_))
+    for first, rows in scan_inodes(image, sb):
+        used = rows["mode"] != 0
+        usage.inodes[first - 1 : first - 1 + len(rows)] = used
+        usage.orphans += (np.flatnonzero(used & (rows["nlink"] == 0)) + first).tolist()
+        if not clean:
+            owners = np.flatnonzero(used)
+            for i, map_root, xattr_root in zip(
+                owners.tolist(),
+                rows["map_root"][owners].tolist(),
+                rows["xattr_root"][owners].tolist(),
+                strict=True,
+            ):
+                row = rows[i].tobytes()
+                _check_row(usage, first + i, row)
+                if map_root or xattr_root:
+                    usage.trees.append((first + i, map_root, xattr_root))
+    if clean:
+        try:
+            usage.blocks = _load_bitmap(image, persist, sb)
+        except CorruptionError as error:
+            rebuilt = find_usage(image, persist, sb, clean=False)
+            rebuilt.problems.append(str(error))
+            return rebuilt
+    for ino, map_root, xattr_root in usage.trees:
+        _walk_tree(usage, image, sb, ino, map_root, FILE_SIZE_MAX // BLOCK_SIZE)
+        _walk_tree(usage, image, sb, ino, xattr_root, XATTR_TOTAL_MAX // BLOCK_SIZE)
+    return usage
+
+
+def _load_bitmap(image: Image, persist: Persist, sb: Superblock) -> Bools:
+    raw = image.pread(sb.bitmap_start * BLOCK_SIZE, sb.bitmap_blocks * BLOCK_SIZE)
+    return decode_bitmap(raw, sb, persist.load_u64(BITMAP_CRC_OFFSET))
+
+
+def _check_row(usage: Usage, ino: int, row: bytes) -> None:
+    try:
+        decode_inode(ino, row[:INODE_SIZE])
+    except CorruptionError as error:
+        usage.problems.append(str(error))
+
+
+def _walk_tree(
+    usage: Usage, image: Image, sb: Superblock, ino: int, root: int, max_pages: int
+) -> None:
+    """Mark the blocks of one tree as used."""
+    try:
+        for start, count in _runs(image, sb, root, max_pages):
+            blocks = usage.blocks[start : start + count]
+            if blocks.any():
+                usage.problems.append(f"inode {ino}: blocks from {start} have two owners")
+            blocks[:] = True
+    except CorruptionError as error:
+        usage.problems.append(f"inode {ino}: {error.strerror}")
+
+
+def _runs(image: Image, sb: Superblock, root: int, max_pages: int) -> Iterator[tuple[int, int]]:
+    for part in walk(image, sb, root, max_pages=max_pages):
+        yield part.block, part.count

@@ -1,0 +1,196 @@
+"""The mounted filesystem: class FileSystem, all that the shell needs.
+
+Kernel counterpart: fs/ext4/super.c (fill_super, put_super, statfs).
+
+FileSystem is one object made of layers, each in its own module:
+
+    super   mount, unmount, statfs
+    namei   lookup, create, link, unlink, rename, readdir
+    file    read, write, setattr, fsync, open, release, ref, forget
+    xattr   extended attributes and access control lists
+    core    the parts, the inode cache, Operation
+
+The state word of the image goes CLEAN -> DIRTY when it is mounted for writing, before anything
+else changes, and back at unmount, after everything else is durable. ERROR is left to fsck.
+"""
+
+import errno
+import logging
+import time
+from typing import NamedTuple
+
+from daxfs.alloc.blocks import BlockAllocator
+from daxfs.alloc.inodes import InodeAllocator
+from daxfs.errors import CorruptionError, FsError
+from daxfs.fs.core import AtimeMode, DaxMode, OnChange, Options
+from daxfs.fs.inode import Inode
+from daxfs.fs.namei import NameOperations
+from daxfs.fs.recovery import find_usage
+from daxfs.journal.undo import Journal
+from daxfs.ondisk.bitmap import bitmap_crc
+from daxfs.ondisk.layout import (
+    BITMAP_CRC_OFFSET,
+    BLOCK_SIZE,
+    INCOMPAT_KNOWN,
+    LAST_MOUNT_NS_OFFSET,
+    MOUNT_COUNT_OFFSET,
+    NAME_MAX,
+    RO_COMPAT_KNOWN,
+    ROOT_INO,
+    STATE_CLEAN,
+    STATE_DIRTY,
+    STATE_ERROR,
+    STATE_OFFSET,
+    SUPER_OFFSET,
+    SUPER_SIZE,
+    Superblock,
+)
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
+from daxfs.trace import Trace
+
+log = logging.getLogger(__name__)
+
+
+class StatFs(NamedTuple):
+    """What statvfs(3) tells; blocks of *bsize* bytes."""
+
+    blocks: int
+    bfree: int
+    bavail: int
+    files: int
+    ffree: int
+    namemax: int
+    bsize: int
+
+
+class FileSystem(NameOperations):
+    """A mounted filesystem. Made by ``mount``; everything is synchronous."""
+
+    @classmethod
+    def mount(
+        cls,
+        image: Image,
+        persist: Persist,
+        *,
+        read_only: bool = False,
+        dax: DaxMode = "always",
+        atime: AtimeMode = "relatime",
+        enable_acl: bool = False,
+        discard: bool = True,
+        on_change: OnChange | None = None,
+    ) -> "FileSystem":
+        """Mount *image*, which *persist* stores to; the caller holds its lock.
+
+        After an unclean stop the journal is undone, the bitmap rebuilt and orphans freed.
+        *on_change* hears of changes between hole and block (Dax.announce). Raises CorruptionError
+        (no image, damaged root), FsError EROFS (needs to be writable) or EINVAL (features).
+        """
+        sb = Superblock.decode(image.pread(SUPER_OFFSET, SUPER_SIZE), image.size // BLOCK_SIZE)
+        _check_features(sb, read_only)
+        if not image.writable and not read_only:
+            raise FsError(errno.EROFS, f"{image.path} cannot be written: mount it read-only")
+        if Journal.pending(image.mem, sb):
+            if not image.writable:
+                raise FsError(errno.EROFS, f"{image.path} needs recovery, but cannot be written")
+            undone = Journal(persist, sb).recover()
+            log.info("recovery undid an operation that was cut short (%d ranges)", undone)
+        state = persist.load_u64(STATE_OFFSET)
+        usage = find_usage(image, persist, sb, clean=state == STATE_CLEAN)
+        fs = cls(
+            image,
+            persist,
+            sb,
+            Journal(persist, sb),
+            BlockAllocator(sb, usage.blocks, image.discard if discard else None),
+            InodeAllocator(sb, usage.inodes),
+            Options(dax, atime, enable_acl),
+            Trace(),
+            on_change,
+        )
+        fs.read_only = read_only
+        fs._check_root()
+        if not read_only:
+            fs._start(state)
+        for problem in usage.problems:
+            fs.report_corruption(problem)
+        if not read_only:
+            fs._free_orphans(usage.orphans)
+        return fs
+
+    def _check_root(self) -> None:
+        root = self.iget(ROOT_INO)
+        if not root.is_dir or root.nlink < 2:
+            raise CorruptionError("the root inode is no directory")
+        self.ref(root)
+
+    @property
+    def root(self) -> Inode:
+        """The root directory."""
+        return self.iget(ROOT_INO)
+
+    def _start(self, state: int) -> None:
+        """Mark the image as mounted for writing."""
+        if state == STATE_ERROR:
+            log.warning("the image was damaged when it was last mounted: run daxfs fsck on it")
+        else:
+            self._store_word(STATE_OFFSET, STATE_DIRTY)
+        count = self.persist.load_u64(MOUNT_COUNT_OFFSET)
+        self._store_word(MOUNT_COUNT_OFFSET, (count + 1) % (1 << 64))
+        self._store_word(LAST_MOUNT_NS_OFFSET, time.time_ns())
+        self.persist.fence()
+
+    def _store_word(self, offset: int, value: int) -> None:
+        self.persist.store_u64(offset, value)
+        self.persist.flush(offset, 8)
+
+    def _free_orphans(self, orphans: list[int]) -> None:
+        for ino in orphans:
+            try:
+                self._put(self.iget(ino))
+            except CorruptionError as error:
+                self.report_corruption(error)
+
+    def unmount(self) -> None:
+        """Free orphans, make everything durable, and mark the image clean.
+
+        It stays marked as damaged if corruption was met. The caller closes *persist* and *image*.
+        EIO.
+        """
+        for inode in self.cached_inodes():
+            inode.nlookup = inode.nopen = 0
+            self._put(inode)
+        if self.read_only:
+            return
+        self.sync()
+        self.blocks.flush_discards()
+        bitmap = self.blocks.bitmap()
+        place = self.sb.bitmap_start * BLOCK_SIZE
+        self.persist.store(place, bitmap)
+        self.persist.flush(place, len(bitmap))
+        self._store_word(BITMAP_CRC_OFFSET, bitmap_crc(bitmap))
+        self.persist.fence()
+        if self.persist.load_u64(STATE_OFFSET) != STATE_ERROR:
+            self._store_word(STATE_OFFSET, STATE_CLEAN)
+            self.persist.fence()
+        self.read_only = True
+
+    def statfs(self) -> StatFs:
+        """The figures of statvfs(3)."""
+        return StatFs(
+            blocks=self.blocks.total,
+            bfree=self.blocks.free,
+            bavail=self.blocks.free,
+            files=self.inode_numbers.total,
+            ffree=self.inode_numbers.free,
+            namemax=NAME_MAX,
+            bsize=BLOCK_SIZE,
+        )
+
+
+def _check_features(sb: Superblock, read_only: bool) -> None:
+    """Refuse what this version does not know (ext4's rules for feature flags)."""
+    if sb.incompat & ~INCOMPAT_KNOWN:
+        raise FsError(errno.EINVAL, f"the image has features {sb.incompat:#x}, not known here")
+    if sb.ro_compat & ~RO_COMPAT_KNOWN and not read_only:
+        raise FsError(errno.EROFS, f"unknown features {sb.ro_compat:#x}: mount it read-only")

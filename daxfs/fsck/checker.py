@@ -1,0 +1,64 @@
+"""One check of an image, from the first pass to the last."""
+
+import struct
+from collections.abc import Callable
+
+import numpy as np
+
+from daxfs.errors import FsckExit
+from daxfs.fsck import bitmap, connectivity, directories, inodes, links, superblock
+from daxfs.fsck.context import Context, View
+from daxfs.fsck.report import Report
+from daxfs.ondisk import layout
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist, domain_for
+
+
+def check_image(image: Image, *, repair: bool, say: Callable[[str], None]) -> FsckExit:
+    """Check *image*, which nobody else may have in use; with *repair*, mend it as well.
+
+    *say* gets a line for each problem and one at the end. Raises CommandError if there is nothing
+    that can be checked, with the exit code in it.
+    """
+    report = Report(repair, say)
+    persist = Persist(image, domain_for(image, "auto")) if repair else None
+    try:
+        context = _run(image, report, persist)
+    finally:
+        if persist is not None:
+            persist.close()
+    say(_summary(image, context))
+    return report.exit_code
+
+
+def _run(image: Image, report: Report, persist: Persist | None) -> Context:
+    sb = superblock.check(image, report, persist)
+    view = View(image)
+    superblock.recover(image, sb, report, persist, view)
+    state = int(struct.unpack("<Q", view.pread(layout.STATE_OFFSET, 8))[0])
+    context = Context(view, sb, report, persist)
+    inodes.check(context)
+    directories.check(context)
+    connectivity.check(context)
+    links.check(context)
+    bitmap.check(context, state)
+    return context
+
+
+def _summary(image: Image, context: Context) -> str:
+    report, sb = context.report, context.sb
+    if report.left:
+        verdict = f"{_problems(report.left)} left"
+    elif report.fixed:
+        verdict = f"{_problems(report.fixed)} repaired"
+    else:
+        verdict = "clean"
+    used = int(np.count_nonzero(context.used))
+    return (
+        f"{image.path}: {verdict}, {len(context.inodes)}/{sb.inode_count} inodes, "
+        f"{used}/{sb.block_count} blocks"
+    )
+
+
+def _problems(count: int) -> str:
+    return "1 problem" if count == 1 else f"{count} problems"

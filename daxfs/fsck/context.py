@@ -1,0 +1,210 @@
+"""What the passes share: the image, the inodes, the blocks in use.
+
+Invariants
+- A check that may not write repairs a view of the image in memory: so it finds the very problems
+  that a repair would fix, and no later pass stumbles over what an earlier one has told of.
+- The first store marks the image as faulty (STATE_ERROR); only the last pass marks it clean. So a
+  repair that is interrupted leaves an image that asks for another one.
+"""
+
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from daxfs.fsck.report import Report
+from daxfs.ondisk import layout
+from daxfs.ondisk.bitmap import metadata_blocks
+from daxfs.ondisk.layout import BLOCK_SIZE, INODE_STRUCT, Superblock
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
+from daxfs.units import PAGE_SIZE
+
+
+@dataclass(slots=True)
+class InodeRow:
+    """An inode in use: the fields of INODE_DTYPE in their order, and its number behind them."""
+
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    flags: int
+    generation: int
+    rdev: int
+    size: int
+    blocks: int
+    map_root: int
+    xattr_root: int
+    parent: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    crtime_ns: int
+    ino: int
+
+    @classmethod
+    def unpack(cls, ino: int, raw: bytes) -> "InodeRow":
+        """The fields of the 256 bytes *raw*, whatever they say."""
+        return cls(
+            **dict(zip(layout.INODE_FIELDS, INODE_STRUCT.unpack_from(raw), strict=True)), ino=ino
+        )
+
+    @classmethod
+    def blank(cls, ino: int, generation: int) -> "InodeRow":
+        """A free inode that has been used *generation* times."""
+        fields = dict.fromkeys(layout.INODE_FIELDS, 0) | {"generation": generation}
+        return cls(**fields, ino=ino)
+
+    def pack(self) -> bytes:
+        """The 256 bytes of this inode."""
+        values = tuple(getattr(self, name) for name in layout.INODE_FIELDS)
+        return layout.encode_inode(self.ino, values)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether this inode is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+
+@dataclass(slots=True)
+class Runs:
+    """Blocks of one file, as arrays with one item for each contiguous run of them."""
+
+    pgoffs: npt.NDArray[np.int64]
+    blocks: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    unwritten: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def with_block(self, pgoff: int, block: int) -> "Runs":
+        """These runs and *block*, a written one, at page *pgoff*."""
+        return Runs(
+            np.append(self.pgoffs, pgoff),
+            np.append(self.blocks, block),
+            np.append(self.counts, 1),
+            np.append(self.unwritten, False),
+        )
+
+
+NO_RUNS: Final = Runs(
+    np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
+)
+
+
+class View:
+    """The bytes of an image as they are after the repairs, made or not: what the passes read.
+
+    A check that may not write stores here, in copies of the pages that it changes.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self._pages: dict[int, bytearray] = {}
+
+    def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """As ``Image.data_ranges``."""
+        return self._image.data_ranges(start, end)
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """*length* bytes at *offset*; holes of the file stay holes."""
+        raw = self._image.pread(offset, length)
+        if not self._pages:
+            return raw
+        first, last = offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE
+        changed = [page for page in range(first, last + 1) if page in self._pages]
+        if not changed:
+            return raw
+        patched = bytearray(raw)
+        for page in changed:
+            start = max(offset, page * PAGE_SIZE)
+            end = min(offset + length, (page + 1) * PAGE_SIZE)
+            within = self._pages[page][start - page * PAGE_SIZE : end - page * PAGE_SIZE]
+            patched[start - offset : end - offset] = within
+        return bytes(patched)
+
+    def store(self, offset: int, data: bytes) -> None:
+        """Have *data* read at *offset* from now on; the image stays as it is."""
+        position = 0
+        while position < len(data):
+            page, within = divmod(offset + position, PAGE_SIZE)
+            part = data[position : position + PAGE_SIZE - within]
+            if page not in self._pages:
+                self._pages[page] = bytearray(self._image.pread(page * PAGE_SIZE, PAGE_SIZE))
+            self._pages[page][within : within + len(part)] = part
+            position += len(part)
+
+
+class Context:
+    """One check of one image."""
+
+    def __init__(self, view: View, sb: Superblock, report: Report, persist: Persist | None) -> None:
+        self.view = view
+        self.sb = sb
+        self.report = report
+        self.persist = persist
+        self.inodes: dict[int, InodeRow] = {}
+        self.directory_runs: dict[int, Runs] = {}
+        self.orphan_blocks: dict[int, Runs] = {}
+        self.references = np.zeros(sb.inode_count + 1, np.int64)
+        """How many directory records name each inode."""
+        self.parents: dict[int, tuple[int, int]] = {}
+        """For each directory: the directory that names it, and where in the image the record is."""
+        self.used = metadata_blocks(sb)
+        self.populated: set[int] = set()
+        """The directories that hold a record."""
+        self._touched = False
+
+    def read(self, offset: int, length: int) -> bytes:
+        """*length* bytes of the image at *offset*."""
+        return self.view.pread(offset, length)
+
+    def store(self, offset: int, data: bytes) -> None:
+        """Repair the image at *offset*, or only the view of it in a check that may not write."""
+        if self.persist is None:
+            self.view.store(offset, data)
+            return
+        if not self._touched:
+            self._touched = True
+            self.persist.store_u64(layout.STATE_OFFSET, layout.STATE_ERROR)
+            self.persist.flush(layout.STATE_OFFSET, 8)
+            self.persist.fence()
+        self.persist.store(offset, data)
+        self.persist.flush(offset, len(data))
+
+    def store_u64(self, offset: int, value: int) -> None:
+        """Repair one aligned word of the image."""
+        self.store(offset, struct.pack("<Q", value))
+
+    def write_inode(self, row: InodeRow) -> None:
+        """Store *row* in the inode table."""
+        self.store(self.sb.inode_offset(row.ino), row.pack())
+
+    def clear_inode(self, row: InodeRow) -> None:
+        """Make *row* a free inode; its blocks are the caller's."""
+        self.inodes.pop(row.ino, None)
+        self.directory_runs.pop(row.ino, None)
+        self.write_inode(InodeRow.blank(row.ino, row.generation))
+
+    def release(self, runs: Runs) -> None:
+        """The blocks of *runs* are free after all."""
+        for block, count in zip(runs.blocks.tolist(), runs.counts.tolist(), strict=True):
+            self.used[block : block + count] = False
+
+    def free_blocks(self) -> int:
+        """How many blocks are free. Only behind pass 1."""
+        return int(np.count_nonzero(~self.used))
+
+    def allocate(self) -> int:
+        """A free block, now in use and zeroed; the caller knows that there is one."""
+        block = int(np.argmin(self.used))
+        assert not self.used[block]
+        self.used[block] = True
+        self.store(block * BLOCK_SIZE, bytes(BLOCK_SIZE))
+        return block

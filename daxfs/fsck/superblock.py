@@ -1,0 +1,83 @@
+"""Pass 0: the super block, its backup, and the journal.
+
+Without a super block nothing else can be checked, so this pass runs before there is a Context. Its
+repairs are complete in themselves: restoring a copy and undoing the journal may be repeated.
+"""
+
+from daxfs.errors import CommandError, CorruptionError, FsckExit
+from daxfs.fsck.context import View
+from daxfs.fsck.report import Report
+from daxfs.journal import undo
+from daxfs.ondisk import layout
+from daxfs.ondisk.layout import BLOCK_SIZE, SUPER_SIZE, Superblock
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
+
+
+def check(image: Image, report: Report, persist: Persist | None) -> Superblock:
+    """The super block of *image*, its two copies made equal.
+
+    Raises CommandError with fsck(8)'s exit code if there is none, or one that is not known here.
+    """
+    image_blocks = image.size // BLOCK_SIZE
+    primary = image.pread(layout.SUPER_OFFSET, SUPER_SIZE)
+    try:
+        sb = Superblock.decode(primary, image_blocks)
+    except CorruptionError as error:
+        return _from_backup(image, report, persist, primary, error)
+    backup_offset = sb.backup_block * BLOCK_SIZE
+    _features(sb, persist)
+    if image.pread(backup_offset, SUPER_SIZE) != primary:
+        report.problem("the backup of the super block is damaged", "copy the super block there")
+        if persist is not None:
+            persist.persist(backup_offset, primary)
+    return sb
+
+
+def _from_backup(
+    image: Image, report: Report, persist: Persist | None, primary: bytes, error: CorruptionError
+) -> Superblock:
+    """The super block that the last block holds, put back into its place."""
+    image_blocks = image.size // BLOCK_SIZE
+    raw = image.pread((image_blocks - 1) * BLOCK_SIZE, SUPER_SIZE)
+    try:
+        sb = Superblock.decode(raw, image_blocks)
+    except CorruptionError:
+        is_ours = int.from_bytes(primary[:8], "little") == layout.MAGIC
+        code = FsckExit.UNCORRECTED if is_ours else FsckExit.OPERATIONAL
+        raise CommandError(
+            f"{image.path}: {error.strerror}, and there is no backup of it", code
+        ) from None
+    _features(sb, persist)
+    report.problem(str(error.strerror), "restore the super block from its backup")
+    if persist is not None:
+        persist.persist(layout.SUPER_OFFSET, raw)
+    return sb
+
+
+def _features(sb: Superblock, persist: Persist | None) -> None:
+    unknown = sb.incompat & ~layout.INCOMPAT_KNOWN
+    if persist is not None:
+        unknown |= sb.ro_compat & ~layout.RO_COMPAT_KNOWN
+    if unknown:
+        raise CommandError(
+            f"the image has features ({unknown:#x}) that are not known here: take a newer daxfs",
+            FsckExit.OPERATIONAL,
+        )
+
+
+def recover(
+    image: Image, sb: Superblock, report: Report, persist: Persist | None, view: View
+) -> None:
+    """Undo the transaction that the journal holds, in the image or only in the *view* of it."""
+    entries = undo.scan(image.mem, sb)
+    if not entries:
+        return
+    report.problem(
+        f"an operation was interrupted: the journal holds {len(entries)} ranges", "undo them"
+    )
+    if persist is not None:
+        undo.Journal(persist, sb).recover()
+        return
+    for offset, old in reversed(entries):
+        view.store(offset, old)

@@ -1,0 +1,210 @@
+/*
+ * _lowlevel: the companion of pyfuse3.  It reaches what pyfuse3 3.5 does not pass on.
+ *
+ * The module is loaded with RTLD_GLOBAL before pyfuse3 is imported.  Three functions of libfuse that
+ * pyfuse3 calls are therefore found here first; each does its small work and calls the real one:
+ *
+ *   fuse_session_new          keeps the session pointer (a range of a file can be invalidated only
+ *                             with it) and puts its own init handler before that of pyfuse3
+ *   fuse_session_receive_buf  never blocks: a request that vanished between epoll and read (its
+ *                             program was killed) would otherwise stop the whole event loop
+ *   fuse_session_destroy      forgets the session pointer, after the last use of it has ended
+ *
+ * Invariants: `session` is read and used under the read side of `session_lock` and changed under the
+ * write side, so that a session is never used after it was destroyed.  The lock is never taken by a
+ * thread that then waits for the GIL: the GIL is released before the read side is taken and
+ * acquired after it was given back.
+ */
+#define PY_SSIZE_T_CLEAN
+#define FUSE_USE_VERSION 35
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <Python.h>
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <fuse_lowlevel.h>
+
+#if FUSE_MAJOR_VERSION != 3 || FUSE_MINOR_VERSION >= 17
+#error "libfuse 3.17 renamed fuse_session_new(); this module knows libfuse 3.2 to 3.16"
+#endif
+
+static pthread_rwlock_t session_lock = PTHREAD_RWLOCK_INITIALIZER;
+static struct fuse_session *session;
+
+/* pyfuse3's own init handler, and what configure() asked for. */
+static void (*inner_init)(void *userdata, struct fuse_conn_info *conn);
+static unsigned int wanted_readahead = UINT32_MAX;
+
+/* The next definition of *name* behind this module, which is libfuse's. */
+static void *real_function(const char *name)
+{
+	void *function = dlsym(RTLD_NEXT, name);
+
+	if (!function)
+		Py_FatalError("libfuse3 lacks a function that pyfuse3 was linked with");
+	return function;
+}
+
+/*
+ * INIT: first pyfuse3, which calls Operations.init, then what pyfuse3 cannot say.
+ *
+ * AUTO_INVAL_DATA off and EXPLICIT_INVAL_DATA on: nobody but this daemon changes the image, and the
+ * automatic kind drops a file's whole page cache when a stat follows a write.
+ * HANDLE_KILLPRIV off: the kernel clears suid and sgid itself, with the caller's privileges.
+ * DONT_MASK: the umask is applied by the filesystem, which knows whether a default ACL replaces it.
+ * SPLICE_READ off: one read per request instead of a splice and a read.
+ */
+static void companion_init(void *userdata, struct fuse_conn_info *conn)
+{
+	int flags;
+
+	inner_init(userdata, conn);
+
+	conn->want &= ~(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ);
+	conn->want |= conn->capable & (FUSE_CAP_EXPLICIT_INVAL_DATA | FUSE_CAP_DONT_MASK);
+	if (conn->max_readahead > wanted_readahead)
+		conn->max_readahead = wanted_readahead;
+
+	flags = fcntl(fuse_session_fd(session), F_GETFL);
+	if (flags >= 0)
+		(void)fcntl(fuse_session_fd(session), F_SETFL, flags | O_NONBLOCK);
+}
+
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+				      size_t op_size, void *userdata)
+{
+	struct fuse_session *(*real_new)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+					 void *) = real_function("fuse_session_new");
+	struct fuse_session *made;
+	struct fuse_lowlevel_ops *table;
+
+	/* libfuse copies the table, so ours need not outlive the call. */
+	table = malloc(op_size);
+	if (!table)
+		return NULL;
+	memcpy(table, op, op_size);
+	inner_init = table->init;
+	if (inner_init)
+		table->init = companion_init;
+	made = real_new(args, table, op_size, userdata);
+	free(table);
+
+	pthread_rwlock_wrlock(&session_lock);
+	session = made;
+	pthread_rwlock_unlock(&session_lock);
+	return made;
+}
+
+int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
+{
+	static int (*real_receive)(struct fuse_session *, struct fuse_buf *);
+	int result;
+
+	if (!real_receive)
+		real_receive = real_function("fuse_session_receive_buf");
+	result = real_receive(se, buf);
+	/* pyfuse3's loop starts over on EINTR, and ends the mount on EAGAIN. */
+	return result == -EAGAIN ? -EINTR : result;
+}
+
+void fuse_session_destroy(struct fuse_session *se)
+{
+	void (*real_destroy)(struct fuse_session *) = real_function("fuse_session_destroy");
+
+	pthread_rwlock_wrlock(&session_lock);
+	if (session == se)
+		session = NULL;
+	pthread_rwlock_unlock(&session_lock);
+	real_destroy(se);
+}
+
+PyDoc_STRVAR(configure_doc,
+"configure(max_readahead)\n--\n\n"
+"Before the mount: the most readahead (bytes) that INIT may agree on.");
+
+static PyObject *configure(PyObject *module, PyObject *args)
+{
+	unsigned int max_readahead;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "I:configure", &max_readahead))
+		return NULL;
+	wanted_readahead = max_readahead;
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(has_session_doc,
+"has_session()\n--\n\n"
+"True while a session made by pyfuse3 is known here, that is, while ranges can be invalidated.");
+
+static PyObject *has_session(PyObject *module, PyObject *ignored)
+{
+	int known;
+
+	(void)module;
+	(void)ignored;
+	Py_BEGIN_ALLOW_THREADS
+	pthread_rwlock_rdlock(&session_lock);
+	known = session != NULL;
+	pthread_rwlock_unlock(&session_lock);
+	Py_END_ALLOW_THREADS
+	return PyBool_FromLong(known);
+}
+
+PyDoc_STRVAR(invalidate_range_doc,
+"invalidate_range(ino, offset, length)\n--\n\n"
+"Take the pages of a range (bytes) of an inode back from the kernel, unmapping them everywhere.\n\n"
+"Returns 0 or a negative errno: -ENOENT, the kernel does not know the inode (any more); -ENOTCONN,\n"
+"there is no session. A dirty page is written first, and the call waits for that WRITE to be\n"
+"answered: call it from a thread of its own. The GIL is released meanwhile.");
+
+static PyObject *invalidate_range(PyObject *module, PyObject *args)
+{
+	unsigned long long ino;
+	long long offset, length;
+	int result = -ENOTCONN;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "KLL:invalidate_range", &ino, &offset, &length))
+		return NULL;
+	/* For the kernel a length of 0 means "to the end" and a negative offset "attributes only". */
+	if (offset < 0 || length <= 0) {
+		PyErr_SetString(PyExc_ValueError, "offset must be >= 0 and length > 0");
+		return NULL;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	pthread_rwlock_rdlock(&session_lock);
+	if (session)
+		result = fuse_lowlevel_notify_inval_inode(session, ino, offset, length);
+	pthread_rwlock_unlock(&session_lock);
+	Py_END_ALLOW_THREADS
+	return PyLong_FromLong(result);
+}
+
+static PyMethodDef methods[] = {
+	{"configure", configure, METH_VARARGS, configure_doc},
+	{"has_session", has_session, METH_NOARGS, has_session_doc},
+	{"invalidate_range", invalidate_range, METH_VARARGS, invalidate_range_doc},
+	{NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "daxfs.fuse._lowlevel",
+	.m_doc = "The companion of pyfuse3; see daxfs.fuse.lowlevel.",
+	.m_size = -1,
+	.m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__lowlevel(void)
+{
+	return PyModule_Create(&definition);
+}

@@ -1,0 +1,212 @@
+"""Attach to and detach from the mountpoint: what the session does outside of the event loop.
+
+Kernel counterpart: fuse_session_mount(), umount2(2), fusermount3(1), the bdi attributes of sysfs.
+
+Invariant: after the mount is attached, nothing here touches a path on it from this process's event
+loop; what may (umount2, fusermount3, sync) runs in a thread or a process of its own.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from daxfs.errors import CommandError, MountExit
+from daxfs.fuse.lowlevel import pyfuse3
+from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mount_at
+from daxfs.fuse.options import MountOptions
+
+log = logging.getLogger(__name__)
+
+DEVICE: Final = "/dev/fuse"
+FUSE_CONF: Final = "/etc/fuse.conf"
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+
+class _Argument(str):
+    """A mount option that may be any bytes: pyfuse3 encodes its options as ASCII."""
+
+    __slots__ = ()
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return super().encode(sys.getfilesystemencoding(), "surrogateescape")
+
+
+def failure(message: str) -> CommandError:
+    """The error of a mount that failed."""
+    return CommandError(message, MountExit.FAILED)
+
+
+def check_mountpoint(mountpoint: str) -> str:
+    """*mountpoint* as a path without symbolic links; CommandError unless it can be mounted on.
+
+    What a dead daemon has left there is detached.
+    """
+    path = os.path.realpath(os.path.dirname(os.path.abspath(mountpoint)))
+    path = os.path.join(path, os.path.basename(os.path.abspath(mountpoint)))
+    entry = mount_at(path) if not os.path.islink(path) else None
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN or entry is None or entry.fstype != FSTYPE:
+            raise failure(_cannot_stat(mountpoint, error)) from None
+        detach(entry, lazy=True)
+        return check_mountpoint(mountpoint)
+    if not stat.S_ISDIR(status.st_mode):
+        raise failure(f"{mountpoint}: is not a directory: mount on an existing directory")
+    if entry is not None and entry.fstype == FSTYPE:
+        raise failure(
+            f"{mountpoint}: {entry.source} is mounted there already: unmount it first, "
+            "or take another directory"
+        )
+    return os.path.realpath(path)
+
+
+def _cannot_stat(mountpoint: str, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return f"{mountpoint}: no such directory: make it first (mkdir -p)"
+    if error.errno == errno.ENOTCONN:
+        return f"{mountpoint}: a dead FUSE filesystem is mounted there: unmount it first"
+    return f"{mountpoint}: {error.strerror}"
+
+
+def check_fuse(options: MountOptions) -> None:
+    """CommandError where this process cannot make a FUSE mount with *options*."""
+    root = os.geteuid() == 0
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise failure(_no_device(error)) from None
+    if root:
+        return
+    if not any(
+        os.access(os.path.join(folder, "fusermount3"), os.X_OK)
+        for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)
+    ):
+        raise failure("fusermount3 is missing: install fuse3, or mount as root")
+    if options.allow_other and not _user_allow_other():
+        raise failure(
+            f"option allow_other: only root may use it, unless {FUSE_CONF} says user_allow_other"
+        )
+
+
+def _no_device(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return f"{DEVICE} is missing: load the module (modprobe fuse) or give it to the container"
+    if error.errno in (errno.ENODEV, errno.ENXIO):
+        return f"{DEVICE}: the kernel has no FUSE: load the module (modprobe fuse)"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{DEVICE}: permission denied: have root allow its use (chmod 666 {DEVICE})"
+    return f"{DEVICE}: {error.strerror}"
+
+
+def _user_allow_other() -> bool:
+    try:
+        lines = Path(FUSE_CONF).read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    return any(line.strip() == "user_allow_other" for line in lines)
+
+
+def attach(
+    operations: "pyfuse3.Operations", image: str, mountpoint: str, options: MountOptions
+) -> MountEntry:
+    """Mount on *mountpoint* (of check_mountpoint); *image* is the name that mount(8) shows.
+
+    Afterwards ``pyfuse3.main`` serves the mount. Raises CommandError with what libfuse says.
+    """
+    arguments = {
+        "default_permissions",
+        f"fsname={_escape(image)}",
+        "subtype=" + FSTYPE.removeprefix("fuse."),
+        *options.kernel_flags,
+    }
+    if options.allow_other or os.geteuid() == 0:
+        arguments.add("allow_other")
+    if options.read_only:
+        arguments.add("ro")
+    said, error = _quietly(
+        lambda: pyfuse3.init(operations, mountpoint, {_Argument(word) for word in arguments})
+    )
+    if error is not None:
+        raise failure(_why_not(mountpoint, said or str(error))) from None
+    for line in said.splitlines():
+        log.warning("libfuse: %s", line)
+    entry = mount_at(mountpoint)
+    if entry is None or entry.fstype != FSTYPE:
+        pyfuse3.close()
+        raise failure(f"{mountpoint}: the mount was made, but /proc/self/mountinfo lacks it")
+    return entry
+
+
+def _escape(text: str) -> str:
+    """*text* for libfuse's option parser."""
+    return text.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _quietly(action: Callable[[], None]) -> tuple[str, Exception | None]:
+    """Run *action*; what it and its child processes wrote to stderr, and how it failed."""
+    failed: Exception | None = None
+    with tempfile.TemporaryFile() as capture:
+        stderr = os.dup(2)
+        os.dup2(capture.fileno(), 2)
+        try:
+            action()
+        except (RuntimeError, OSError) as error:
+            failed = error
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        capture.seek(0)
+        return capture.read().decode(errors="replace").strip(), failed
+
+
+def _why_not(mountpoint: str, said: str) -> str:
+    """One line of what libfuse and fusermount3 *said*."""
+    lines = [line.partition(": ")[2] or line for line in said.splitlines()]
+    text = lines[-1] if lines else "mount failed"
+    if "Operation not permitted" in text and os.geteuid() == 0:
+        return (
+            f"{mountpoint}: {text}: mounting needs the capability SYS_ADMIN "
+            "(in a container: --cap-add SYS_ADMIN --device /dev/fuse)"
+        )
+    return f"{mountpoint}: {text}"
+
+
+def detach(entry: MountEntry, *, lazy: bool) -> None:
+    """Unmount what is mounted as *entry* says; waits for it. OSError: EBUSY, EINVAL, EPERM, EIO.
+
+    *lazy*: from the view of all, now; the filesystem lives on until the last file is closed.
+    """
+    top = mount_at(entry.mountpoint)
+    if top is None or top.device != entry.device:
+        raise OSError(errno.EINVAL, f"{entry.mountpoint}: something else is mounted there")
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
+        if libc.umount2(os.fsencode(entry.mountpoint), flags) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), entry.mountpoint)
+        return
+    command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", entry.mountpoint]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        busy = os.strerror(errno.EBUSY) in result.stderr
+        raise OSError(errno.EBUSY if busy else errno.EIO, result.stderr.strip())
+
+
+def set_readahead(device: str, readahead: int) -> None:
+    """Set the readahead of the mount *device* to *readahead* bytes; without root: leave it."""
+    attribute = Path(f"/sys/class/bdi/{device}/read_ahead_kb")
+    try:
+        attribute.write_text(str(readahead >> 10))
+    except OSError as error:
+        log.info("readahead is left as the kernel has it: %s", error)

@@ -1,0 +1,281 @@
+"""One mount, from the image to the clean super block.
+
+Kernel counterpart: ext4_fill_super(), deactivate_super(), and the life of a FUSE connection.
+
+The order: lock the image, mount the filesystem, attach to the mountpoint, serve; then the evictor's
+thread, the session and the mountpoint go, and at last the filesystem is unmounted (state CLEAN) and
+the image released. Whatever fails, the steps that were taken are undone in reverse.
+
+It ends by umount(8), fusermount3 -u, an abort in /sys/fs/fuse/connections, or by SIGINT, SIGTERM or
+SIGHUP, which unmount; lazily, after the data was written, where a program still uses the mount. A
+second signal ends it without waiting.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import trio
+
+from daxfs.errors import CommandError, MountExit
+from daxfs.fs.super import FileSystem
+from daxfs.fuse import lowlevel, mounting
+from daxfs.fuse.control import Answers, Server
+from daxfs.fuse.evictor import Evictor
+from daxfs.fuse.lowlevel import pyfuse3
+from daxfs.fuse.mountinfo import MountEntry, mounts_of
+from daxfs.fuse.operations import Operations
+from daxfs.fuse.options import MountOptions
+from daxfs.fuse.poll import Poller
+from daxfs.mkfs.format import format_image
+from daxfs.pmem.image import ANONYMOUS_PATH, Image
+from daxfs.pmem.persist import Persist, domain_for
+
+log = logging.getLogger(__name__)
+
+TASKS_MAX = 64
+"""Requests that may wait at a time, for a fence, an entry or the evictor."""
+
+HOUSEKEEPING_SECONDS = 0.5
+"""How often blocks that were freed are given back to the host."""
+
+END_SECONDS = 5.0
+"""How long the end may take: the sync of a busy mount, the event loop's end after an unmount."""
+
+_GONE = (errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def run(
+    image_spec: str,
+    mountpoint: str,
+    options: MountOptions,
+    *,
+    size: int | None,
+    ready: Callable[[], None],
+) -> None:
+    """Mount the image *image_spec* on *mountpoint* and serve it until it is unmounted.
+
+    *image_spec*: a path, or ``:memory:`` for an image of *size* bytes that lives with the mount.
+    *ready* is called, on the event loop, when the mount is usable. Must run in the main thread.
+    Raises CommandError with one line; then nothing is left behind.
+    """
+    image_spec = absolute(image_spec)
+    target = mounting.check_mountpoint(mountpoint)
+    mounting.check_fuse(options)
+    with _image(image_spec, options, size) as image:
+        persist = Persist(image, domain_for(image, options.persist))
+        session: Session | None = None
+
+        def on_change(ino: int, start: int, end: int, kind: str) -> None:
+            if session is not None:
+                session.evictor.ledger.remove(ino, start, end)
+
+        try:
+            fs = FileSystem.mount(
+                image,
+                persist,
+                read_only=options.read_only,
+                dax=options.dax,
+                atime=options.atime,
+                enable_acl=options.enable_acl,
+                discard=options.discard,
+                on_change=on_change,
+            )
+        except OSError as error:
+            raise mounting.failure(_image_line(image_spec, error)) from error
+        try:
+            session = Session(fs, options, image_spec, target)
+            session.serve(ready)
+        finally:
+            _unmount(fs, image_spec)
+            persist.close()
+
+
+def absolute(image_spec: str) -> str:
+    """*image_spec* so that it means the same in any working directory, links left as they are."""
+    return image_spec if image_spec == ANONYMOUS_PATH else os.path.abspath(image_spec)
+
+
+@contextlib.contextmanager
+def _image(spec: str, options: MountOptions, size: int | None) -> Iterator[Image]:
+    """The locked image that *spec* and *size* mean; a new one in memory is formatted."""
+    if spec == ANONYMOUS_PATH:
+        if size is None:
+            raise CommandError(
+                f"{ANONYMOUS_PATH} needs a size: daxfs mount --size 1G", MountExit.USAGE
+            )
+    elif size is not None:
+        raise CommandError(
+            f"--size is for {ANONYMOUS_PATH}: an image file has its own size", MountExit.USAGE
+        )
+    try:
+        if size is None:
+            image = Image.open(spec, writable=not options.read_only)
+        else:
+            image = Image.anonymous(size)
+    except OSError as error:
+        raise mounting.failure(_image_line(spec, error)) from error
+    with image:
+        try:
+            image.lock()
+            if size is not None:
+                format_image(image, root_uid=os.geteuid(), root_gid=os.getegid())
+        except ValueError as error:
+            raise mounting.failure(str(error)) from error
+        except OSError as error:
+            raise mounting.failure(_image_line(spec, error)) from error
+        yield image
+
+
+def _image_line(spec: str, error: OSError) -> str:
+    text = error.strerror or str(error)
+    if error.errno == errno.EUCLEAN:
+        text += ": 'daxfs fsck' may mend it, 'daxfs mkfs' makes a new one"
+    elif error.errno == errno.EACCES:
+        text += ": run as its owner, or as root"
+    return text if spec in text else f"{spec}: {text}"
+
+
+def _unmount(fs: FileSystem, image_spec: str) -> None:
+    try:
+        fs.unmount()
+    except OSError as error:
+        raise mounting.failure(f"{image_spec}: the unmount is not clean: {error}") from error
+
+
+class Session:
+    """A mounted filesystem on its mountpoint."""
+
+    def __init__(
+        self, fs: FileSystem, options: MountOptions, image_spec: str, mountpoint: str
+    ) -> None:
+        self.fs = fs
+        self.options = options
+        self.evictor = Evictor(lowlevel.invalidate_range, options.hole_cache, options.readahead)
+        self._image_spec = image_spec
+        self._mountpoint = mountpoint
+        self._poller = Poller(options.poll)
+        self._ended = trio.Event()
+
+    def serve(self, ready: Callable[[], None]) -> None:
+        """Attach, serve, detach. Raises CommandError."""
+        lowlevel.configure(self.options.readahead)
+        with Server() as server:
+            operations = Operations(self.fs, self.options, self.evictor, self._poller, server.path)
+            entry = mounting.attach(operations, self._image_spec, self._mountpoint, self.options)
+            self.fs.trace.dev = (entry.major, entry.minor)
+            missing = lowlevel.missing()
+            if missing is not None:
+                log.warning("%s", missing)
+            answers = Answers(
+                self.fs, self.evictor, self.options, self._image_spec, self._mountpoint
+            )
+            try:
+                trio.run(self._main, entry, operations, server, answers, ready)
+            except* OSError as group:
+                if not all(error.errno in _GONE for error in _leaves(group)):
+                    raise
+            finally:
+                self._leave(entry)
+
+    async def _main(
+        self,
+        entry: MountEntry,
+        operations: Operations,
+        server: Server,
+        answers: Answers,
+        ready: Callable[[], None],
+    ) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.evictor.run)
+            nursery.start_soon(self._poller.run)
+            nursery.start_soon(server.serve, answers)
+            nursery.start_soon(self._housekeeping)
+            nursery.start_soon(self._started, entry, operations, ready)
+            await nursery.start(self._signals, entry)
+            try:
+                await pyfuse3.main(1, TASKS_MAX)
+            finally:
+                self._ended.set()
+                nursery.cancel_scope.cancel()
+
+    async def _started(
+        self, entry: MountEntry, operations: Operations, ready: Callable[[], None]
+    ) -> None:
+        await operations.started.wait()
+        # The kernel takes over what INIT has agreed on when it gets the answer, which is now sent.
+        mounting.set_readahead(entry.device, self.options.readahead)
+        ready()
+
+    async def _housekeeping(self) -> None:
+        while True:
+            await trio.sleep(HOUSEKEEPING_SECONDS)
+            self.fs.blocks.flush_discards()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    async def _signals(
+        self, entry: MountEntry, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                asked = False
+                async for number in signals:
+                    if asked:
+                        log.warning("second signal: ending without waiting")
+                        pyfuse3.terminate()
+                    else:
+                        log.info("%s: unmounting", signal.Signals(number).name)
+                        nursery.start_soon(self._unmount_by_signal, entry)
+                    asked = True
+
+    async def _unmount_by_signal(self, entry: MountEntry) -> None:
+        """Unmount while the event loop goes on to serve what the kernel still has to write."""
+        await self.evictor.close()
+        for place in reversed(mounts_of(entry.device)):
+            try:
+                await trio.to_thread.run_sync(_detach, place, False, abandon_on_cancel=True)
+            except OSError as error:
+                if error.errno == errno.EBUSY:
+                    log.info("%s is in use: detaching it", place.mountpoint)
+                else:
+                    log.warning("unmounting %s: %s", place.mountpoint, error)
+                with trio.move_on_after(END_SECONDS):
+                    await trio.run_process(["sync", "-f", place.mountpoint], check=False)
+                with contextlib.suppress(OSError):
+                    await trio.to_thread.run_sync(_detach, place, True, abandon_on_cancel=True)
+                pyfuse3.terminate()
+                return
+        # Another mount namespace may still hold it.
+        with trio.move_on_after(END_SECONDS):
+            await self._ended.wait()
+        pyfuse3.terminate()
+
+    def _leave(self, entry: MountEntry) -> None:
+        """After the event loop: leave neither a mount nor a session."""
+        for place in reversed(mounts_of(entry.device)):
+            # Aborted, or ended by an error: nothing serves it any more, so it must go unasked.
+            try:
+                mounting.detach(place, lazy=True)
+            except OSError as error:
+                log.warning("%s stays mounted: %s", place.mountpoint, error)
+        if self.evictor.join(END_SECONDS):
+            pyfuse3.close(unmount=False)
+        else:
+            log.warning("the evictor's thread does not end; the session ends with the process")
+
+
+def _detach(place: MountEntry, lazy: bool) -> None:
+    mounting.detach(place, lazy=lazy)
+
+
+def _leaves(group: BaseExceptionGroup[OSError]) -> Iterator[OSError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

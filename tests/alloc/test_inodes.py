@@ -1,0 +1,93 @@
+"""The inode allocator: low numbers first, freed at the commit."""
+
+import errno
+import uuid
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from daxfs.alloc.inodes import InodeAllocator
+from daxfs.errors import CorruptionError, FsError
+from daxfs.ondisk.layout import INODES_PER_BLOCK, plan
+
+SB = plan(1 << 20, 100, "", uuid.UUID(int=1), 0)
+
+
+class Hooks:
+    """A transaction as an allocator sees it."""
+
+    def __init__(self) -> None:
+        self.commits: list[Callable[[], None]] = []
+        self.aborts: list[Callable[[], None]] = []
+
+    def on_commit(self, call: Callable[[], None]) -> None:
+        self.commits.append(call)
+
+    def on_abort(self, call: Callable[[], None]) -> None:
+        self.aborts.append(call)
+
+    def end(self, *, commit: bool = True) -> None:
+        for call in self.commits if commit else reversed(self.aborts):
+            call()
+
+
+def allocator(*used: int) -> InodeAllocator:
+    table = np.zeros(SB.inode_count, np.bool_)
+    table[[ino - 1 for ino in used]] = True
+    return InodeAllocator(SB, table)
+
+
+def test_inodes_come_lowest_first_without_those_in_use() -> None:
+    a = allocator(1, 3)
+    assert (a.total, a.free) == (100, 98)
+    assert [a.alloc(Hooks()) for _ in range(3)] == [2, 4, 5]
+    assert a.free == 95
+
+
+def test_every_inode_can_be_had_and_then_no_more() -> None:
+    a = allocator(1)
+    assert [a.alloc(Hooks()) for _ in range(99)] == list(range(2, 101))
+    with pytest.raises(FsError) as caught:
+        a.alloc(Hooks())
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_near_takes_from_the_same_table_block_and_else_the_lowest() -> None:
+    a = allocator(1)
+    block = range(INODES_PER_BLOCK * 2 + 1, INODES_PER_BLOCK * 3 + 1)
+    assert [a.alloc(Hooks(), near=block[5]) for _ in block] == list(block)
+    assert a.alloc(Hooks(), near=block[5]) == 2
+    assert a.alloc(Hooks(), near=100) == 97
+
+
+def test_the_lowest_search_skips_what_near_took() -> None:
+    a = allocator(1)
+    assert a.alloc(Hooks(), near=1) == 2
+    assert a.alloc(Hooks()) == 3
+
+
+def test_a_freed_inode_can_be_had_after_the_commit_only() -> None:
+    a = allocator(*range(1, 101))
+    tx = Hooks()
+    a.free_inode(tx, 50)
+    with pytest.raises(FsError):
+        a.alloc(Hooks())
+    tx.end()
+    assert a.alloc(Hooks()) == 50
+
+
+def test_an_aborted_transaction_leaves_all_as_it_was() -> None:
+    a = allocator(1, 2)
+    tx = Hooks()
+    assert a.alloc(tx) == 3
+    a.free_inode(tx, 2)
+    tx.end(commit=False)
+    assert a.free == 98
+    assert a.alloc(Hooks()) == 3
+
+
+@pytest.mark.parametrize("ino", [0, -1, 101, 2])
+def test_freeing_what_is_not_in_use_is_corruption(ino: int) -> None:
+    with pytest.raises(CorruptionError):
+        allocator(1).free_inode(Hooks(), ino)

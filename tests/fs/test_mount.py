@@ -1,0 +1,261 @@
+"""Mounting: after a clean stop, after a crash, with damage; what unmount leaves."""
+
+import errno
+import logging
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fsbox import PAGE, ROOT, FsBox
+
+from daxfs.errors import CorruptionError, FsError
+from daxfs.fs.file import AttrChanges
+from daxfs.fs.super import FileSystem
+from daxfs.journal.undo import Journal
+from daxfs.mkfs.format import format_image
+from daxfs.ondisk.layout import (
+    BITMAP_CRC_OFFSET,
+    INODE_DTYPE,
+    MOUNT_COUNT_OFFSET,
+    ROOT_INO,
+    STATE_CLEAN,
+    STATE_DIRTY,
+    STATE_ERROR,
+    STATE_OFFSET,
+    SUPER_OFFSET,
+    SUPER_SIZE,
+    Superblock,
+)
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
+
+
+def fill(box: FsBox) -> None:
+    folder = box.fs.mkdir(box.root, b"folder", 0o755, ROOT)
+    big = box.file(b"big", os.urandom(3 << 20))
+    box.fs.setattr(big, AttrChanges(size=1 << 30))
+    for i in range(30):
+        file = box.file(b"small%d" % i, b"x" * i * 1000, parent=folder)
+        box.fs.setxattr(file, b"user.n", b"%d" % i)
+    box.fs.symlink(folder, b"link", b"target", ROOT)
+    box.fs.unlink(folder, b"small7")
+
+
+def state(box: FsBox) -> int:
+    return box.persist.load_u64(STATE_OFFSET)
+
+
+def test_the_state_goes_from_clean_to_dirty_and_back(box: FsBox) -> None:
+    assert state(box) == STATE_DIRTY
+    box.fs.unmount()
+    assert state(box) == STATE_CLEAN
+    box.mount(read_only=True)
+    assert state(box) == STATE_CLEAN
+    box.remount()
+    assert state(box) == STATE_DIRTY
+    assert box.persist.load_u64(MOUNT_COUNT_OFFSET) == 2
+
+
+def test_after_a_crash_everything_that_returned_is_there(box: FsBox) -> None:
+    fill(box)
+    before, free = box.tree(), box.free()
+    box.crash()
+    assert box.tree() == before
+    assert box.free() == free
+    box.remount()
+    assert box.tree() == before
+    assert box.free() == free
+
+
+def test_orphans_are_freed_by_the_next_mount_or_by_unmount(box: FsBox) -> None:
+    free = box.free()
+    for stop in (box.crash, box.remount):
+        fill(box)
+        for name in (b"big", b"folder/small20", b"folder/link"):
+            box.fs.ref(box.path(name))
+        kept = box.path(b"folder")
+        box.fs.ref(kept)
+        for name in box.names(kept):
+            box.fs.unlink(kept, name)
+        box.fs.rmdir(box.root, b"folder")
+        box.fs.unlink(box.root, b"big")
+        assert box.free() != free
+        stop()
+        assert box.names() == []
+        assert box.free() == free
+
+
+def test_a_read_only_mount_leaves_orphans_alone(box: FsBox) -> None:
+    file = box.file(b"f", b"data")
+    box.fs.ref(file)
+    box.fs.unlink(box.root, b"f")
+    box.persist.close()
+    image = bytes(box.image.mem)
+    box.mount(read_only=True)
+    assert box.fs.iget(file.ino).nlink == 0
+    box.fs.unmount()
+    assert bytes(box.image.mem) == image
+    box.mount()
+
+
+def test_a_cut_off_operation_is_undone_by_the_mount(box: FsBox) -> None:
+    file = box.file(b"f", b"data")
+    before = box.tree()
+    offset = box.fs.sb.inode_offset(file.ino)
+    tx = Journal(box.persist, box.fs.sb).begin()
+    tx.fill(offset, 256, 0xFF)
+    box.crash()
+    assert box.tree() == before
+
+
+def test_a_wrong_bitmap_is_rebuilt_and_reported(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box()
+    fill(box)
+    free = box.free()
+    box.fs.unmount()
+    box.persist.store_u64(BITMAP_CRC_OFFSET, 5)
+    box.mount()
+    assert "bitmap" in caplog.text
+    assert box.free() == free
+    assert state(box) == STATE_ERROR
+
+
+def test_a_damaged_inode_takes_no_other_file_away(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box()
+    fill(box)
+    before = box.tree()
+    ino, blocks = box.path(b"big").ino, box.free()[0]
+    box.persist.close()
+    box.persist = Persist(box.image, "memory")
+    box.persist.store(box.fs.sb.inode_offset(ino) + 4, b"\x77")
+    box.mount()
+    assert f"inode {ino}" in caplog.text
+    with pytest.raises(CorruptionError):
+        box.path(b"big")
+    assert box.data(box.path(b"folder/small5")) == before[b"/folder/small5"][-2]
+    assert box.free()[0] == blocks
+    box.fs.unmount()
+    assert state(box) == STATE_ERROR
+    box.mount()
+    assert "fsck" in caplog.text
+    assert state(box) == STATE_ERROR
+
+
+def test_a_block_with_two_owners_is_reported(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box()
+    one, two = box.file(b"1", b"1"), box.file(b"2", b"2")
+    with box.fs.operation() as op:
+        two.map_root = one.map_root
+        op.change(two)
+    box.crash()
+    assert "two owners" in caplog.text
+    assert state(box) == STATE_ERROR
+
+
+def test_a_damaged_block_map_is_reported_at_the_mount(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box()
+    file = box.file(b"f", b"x" * 10000)
+    box.persist.store_u64(file.map_root >> 12 << 12, 0xFFFFFFFFFF)
+    del file
+    box.crash()
+    assert "inode 2" in caplog.text
+    with pytest.raises(CorruptionError):
+        box.data(box.path(b"f"))
+
+
+@pytest.mark.parametrize("field", ["mode", "nlink", "checksum"])
+def test_a_damaged_root_refuses_the_mount(field: str) -> None:
+    image = Image.anonymous(1 << 20)
+    sb = format_image(image)
+    persist = Persist(image, "memory")
+    place = sb.inode_offset(ROOT_INO)
+    row = np.frombuffer(bytes(image.mem[place : place + 256]), INODE_DTYPE).copy()
+    row[field] = 0
+    persist.store(place, row.tobytes())
+    with pytest.raises(OSError, match=r"checksum|no inode") as caught:
+        FileSystem.mount(image, persist)
+    assert caught.value.errno in (errno.EUCLEAN, errno.ESTALE)
+
+
+def test_an_image_of_something_else_is_refused() -> None:
+    image = Image.anonymous(1 << 20)
+    with pytest.raises(CorruptionError, match="not a daxfs image"):
+        FileSystem.mount(image, Persist(image, "memory"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "writable", "readable"),
+    [("compat", True, True), ("ro_compat", False, True), ("incompat", False, False)],
+)
+def test_feature_flags_follow_the_rules_of_ext4(flags: str, writable: bool, readable: bool) -> None:
+    image = Image.anonymous(1 << 20)
+    format_image(image)
+    raw = image.pread(SUPER_OFFSET, SUPER_SIZE)
+    sb = Superblock.decode(raw, image.size // PAGE)
+    object.__setattr__(sb, flags, 1 << 40)
+    persist = Persist(image, "memory")
+    persist.store(SUPER_OFFSET, sb.encode())
+    for read_only, works in ((True, readable), (False, writable)):
+        if works:
+            FileSystem.mount(image, persist, read_only=read_only)
+        else:
+            with pytest.raises(FsError, match="features"):
+                FileSystem.mount(image, persist, read_only=read_only)
+
+
+def test_an_image_that_cannot_be_written_is_mounted_read_only_or_not_at_all(tmp_path: Path) -> None:
+    path = str(tmp_path / "image")
+    with Image.create(path, 1 << 20) as image:
+        sb = format_image(image)
+    image = Image.open(path, writable=False)
+    persist = Persist(image, "memory")
+    with pytest.raises(FsError) as caught:
+        FileSystem.mount(image, persist)
+    assert caught.value.errno == errno.EROFS
+    fs = FileSystem.mount(image, persist, read_only=True)
+    assert [entry.name for entry in fs.readdir(fs.root)] == [b".", b".."]
+    fs.unmount()
+    with Image.open(path) as other:
+        Journal(Persist(other, "memory"), sb).begin().fill(sb.inode_offset(5), 8, 1)
+    with pytest.raises(FsError, match="recovery"):
+        FileSystem.mount(image, persist, read_only=True)
+
+
+def test_deleting_gives_the_memory_back_to_the_host(box: FsBox) -> None:
+    box.remount()
+    held = box.image.allocated_bytes()
+    box.file(b"f", b"x" * (4 << 20))
+    assert box.image.allocated_bytes() >= held + (4 << 20)
+    box.fs.unlink(box.root, b"f")
+    box.fs.blocks.flush_discards()
+    assert box.image.allocated_bytes() <= held + 4 * PAGE
+
+
+def test_mounting_a_sparse_image_does_not_fill_its_inode_table(box: FsBox) -> None:
+    box.remount()
+    held = box.image.allocated_bytes()
+    box.crash()
+    with pytest.raises(FsError):
+        box.fs.iget(box.fs.sb.inode_count)
+    assert box.image.allocated_bytes() == held
+
+
+def test_reported_corruption_survives_the_unmount(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box()
+    with caplog.at_level(logging.ERROR):
+        box.fs.report_corruption(CorruptionError("something is wrong"))
+    assert "something is wrong" in caplog.text
+    box.fs.unmount()
+    assert struct.unpack_from("<Q", box.image.mem, STATE_OFFSET)[0] == STATE_ERROR

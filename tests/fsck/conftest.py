@@ -1,0 +1,33 @@
+"""An image with one of everything in it, fresh for each test."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from damage import SIZE, Damaged, fill, mounted
+
+from daxfs.mkfs.format import format_image
+from daxfs.pmem.image import Image
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+    """The image file, cleanly unmounted, and the inode numbers in it."""
+    path = tmp_path_factory.mktemp("fsck") / "image"
+    with Image.create(str(path), SIZE) as image:
+        format_image(image, inodes=1024)
+    image, persist, fs = mounted(path)
+    numbers = fill(fs)
+    fs.unmount()
+    persist.close()
+    image.close()
+    return path, numbers
+
+
+@pytest.fixture
+def damaged(pristine: tuple[Path, dict[str, int]], tmp_path: Path) -> Iterator[Damaged]:
+    path = tmp_path / "image"
+    shutil.copyfile(pristine[0], path)
+    yield Damaged(path, pristine[1])
+    path.unlink()

@@ -1,0 +1,181 @@
+"""An image with one of everything in it, and the means to damage it."""
+
+import stat
+import struct
+from pathlib import Path
+
+import google_crc32c
+from click.testing import CliRunner
+
+from daxfs.cli.main import main
+from daxfs.fs.namei import Cred
+from daxfs.fs.super import FileSystem
+from daxfs.ondisk import layout
+from daxfs.ondisk.layout import BLOCK_SIZE, DIRENT_HEADER, INODE_FIELDS, ROOT_INO, Superblock
+from daxfs.ondisk.mapentry import block_of
+from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
+
+SIZE = 32 << 20
+CRED = Cred(0, 0, 0o022)
+DATA = bytes(range(256)) * 16
+NAMES = 300
+"""So many long names that a directory has several blocks."""
+
+
+def mounted(path: Path) -> tuple[Image, Persist, FileSystem]:
+    image = Image.open(str(path))
+    persist = Persist(image, "memory")
+    return image, persist, FileSystem.mount(image, persist)
+
+
+def fill(fs: FileSystem) -> dict[str, int]:
+    """Make the files; their inode numbers by path."""
+    root = fs.iget(ROOT_INO)
+    numbers = {"": ROOT_INO}
+
+    def note(path: str, ino: int) -> None:
+        numbers[path] = ino
+
+    file = fs.create(root, b"file", 0o644, CRED)
+    fs.write(file, 0, DATA * 20)
+    note("file", file.ino)
+    fs.link(file, root, b"hard")
+    one = fs.create(root, b"one", 0o644, CRED)
+    fs.write(one, 0, DATA)
+    note("one", one.ino)
+    sparse = fs.create(root, b"sparse", 0o644, CRED)
+    fs.write(sparse, 0, DATA)
+    fs.write(sparse, 5000 * BLOCK_SIZE, DATA)
+    fs.write(sparse, 1 << 40, DATA)
+    note("sparse", sparse.ino)
+    big = fs.create(root, b"big", 0o644, CRED)
+    fs.write(big, 0, DATA * 1024)
+    note("big", big.ino)
+    note("link", fs.symlink(root, b"link", b"target", CRED).ino)
+    note("fifo", fs.mknod(root, b"fifo", stat.S_IFIFO | 0o600, 0, CRED).ino)
+    note("device", fs.mknod(root, b"device", stat.S_IFCHR | 0o600, 0x103, CRED).ino)
+    labelled = fs.create(root, b"labelled", 0o644, CRED)
+    fs.setxattr(labelled, b"user.short", b"value")
+    fs.setxattr(labelled, b"user.long", b"v" * 10_000)
+    note("labelled", labelled.ino)
+    folder = fs.mkdir(root, b"folder", 0o755, CRED)
+    note("folder", folder.ino)
+    sub = fs.mkdir(folder, b"sub", 0o755, CRED)
+    note("folder/sub", sub.ino)
+    deep = fs.create(sub, b"deep", 0o644, CRED)
+    fs.write(deep, 0, b"deep down")
+    note("folder/sub/deep", deep.ino)
+    many = fs.mkdir(root, b"many", 0o755, CRED)
+    note("many", many.ino)
+    for index in range(NAMES):
+        fs.create(many, b"%03d-%s" % (index, b"n" * 100), 0o644, CRED)
+    return numbers
+
+
+class Damaged:
+    """A copy of the image, not mounted; offsets are bytes of the image."""
+
+    def __init__(self, path: Path, numbers: dict[str, int]) -> None:
+        self.path = path
+        self.numbers = numbers
+        self.sb = Superblock.decode(self.peek(0, 512), SIZE // BLOCK_SIZE)
+
+    # --- bytes ---
+
+    def peek(self, offset: int, length: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+    def poke(self, offset: int, data: bytes) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def word(self, offset: int) -> int:
+        return int.from_bytes(self.peek(offset, 8), "little")
+
+    def poke_word(self, offset: int, value: int) -> None:
+        self.poke(offset, value.to_bytes(8, "little"))
+
+    # --- inodes ---
+
+    def row(self, path: str) -> dict[str, int]:
+        ino = self.numbers[path]
+        raw = self.peek(self.sb.inode_offset(ino), layout.INODE_SIZE)
+        return dict(zip(INODE_FIELDS, layout.decode_inode(ino, raw), strict=True))
+
+    def change(self, path: str, **values: int) -> None:
+        """Change fields of an inode; its checksum stays right."""
+        ino = self.numbers[path]
+        row = self.row(path) | values
+        raw = layout.encode_inode(ino, tuple(row[name] for name in INODE_FIELDS))
+        self.poke(self.sb.inode_offset(ino), raw)
+
+    def flip(self, path: str, byte: int) -> None:
+        """Flip a bit of byte *byte* of an inode; its checksum becomes wrong."""
+        offset = self.sb.inode_offset(self.numbers[path]) + byte
+        self.poke(offset, bytes([self.peek(offset, 1)[0] ^ 1]))
+
+    # --- directories and maps ---
+
+    def record(self, folder: str, name: bytes) -> int:
+        """Where the record of *name* is in *folder*, whose first block is looked at."""
+        block = self.first_block(folder)
+        position = block * BLOCK_SIZE
+        end = position + BLOCK_SIZE
+        while position < end:
+            _, rec_len, name_len, _ = DIRENT_HEADER.unpack(self.peek(position, 8))
+            if self.peek(position + 8, name_len) == name:
+                return position
+            position += rec_len
+        raise AssertionError(f"{name!r} is not there")
+
+    def first_block(self, path: str) -> int:
+        """The block of page 0."""
+        root = self.row(path)["map_root"]
+        for _ in range(root >> 4 & 7):
+            root = self.word(block_of(root) * BLOCK_SIZE)
+        return block_of(root)
+
+    def root_node(self, path: str) -> int:
+        """Where the root node of the block map is; the map has one."""
+        root = self.row(path)["map_root"]
+        assert root >> 4 & 7
+        return block_of(root) * BLOCK_SIZE
+
+    def seal_super(self, offset: int) -> None:
+        """Make the checksum of the super block at *offset* right."""
+        raw = self.peek(offset, 508)
+        self.poke(offset + 508, struct.pack("<I", google_crc32c.value(raw)))
+
+    # --- fsck ---
+
+    def fsck(self, option: str) -> tuple[int, str]:
+        result = CliRunner().invoke(main, ["fsck", option, str(self.path)])
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+        return result.exit_code, result.output
+
+    def tree(self) -> dict[str, tuple[int, bytes]]:
+        """Mount it: mode and the beginning of the contents of everything, by path."""
+        image, persist, fs = mounted(self.path)
+        found: dict[str, tuple[int, bytes]] = {}
+
+        def visit(ino: int, path: str) -> None:
+            inode = fs.iget(ino)
+            contents = b""
+            if stat.S_ISREG(inode.mode):
+                contents = bytes(fs.read(inode, 0, 64)[0])
+            found[path] = (inode.mode, contents)
+            if stat.S_ISDIR(inode.mode):
+                for entry in fs.readdir(inode, 0):
+                    if entry.name not in (b".", b".."):
+                        name = entry.name.decode()
+                        visit(entry.ino, f"{path}/{name}" if path else name)
+
+        visit(ROOT_INO, "")
+        fs.unmount()
+        persist.close()
+        image.close()
+        return found
