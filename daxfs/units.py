@@ -24,7 +24,7 @@ def parse_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is not a size: write a whole number, with K, M, G or T behind it")
+        raise ValueError(f"{text!r} is not a size: write a whole number, then K, M, G or T")
     return int(match[1]) << _SUFFIXES[match[2].upper()]
 
 

@@ -102,14 +102,14 @@ def memory_cgroup(limit: int) -> Iterator[MemoryCgroup]:
     parent, version = find_parent(MOUNTS.read_text(), OWN.read_text())
     group = MemoryCgroup(parent / f"daxfs-bench-{os.getpid()}", version)
     try:
-        if version == 2:
-            _hand_out_memory(parent)
-        group.folder.mkdir(exist_ok=True)
-        group._set_limit(limit)
-    except OSError as error:
-        group._remove()
-        raise NoCgroup(f"no memory cgroup can be made in {parent}: {error.strerror}") from error
-    try:
+        try:
+            if version == 2:
+                _hand_out_memory(parent)
+            group.folder.mkdir(exist_ok=True)
+            group._set_limit(limit)
+        except OSError as error:
+            reason = f"no memory cgroup can be made in {parent}: {error.strerror}"
+            raise NoCgroup(reason) from error
         yield group
     finally:
         group._remove()

@@ -41,5 +41,5 @@ def draw(path: Path, rows: Sequence[Comparison], subtitle: str) -> None:
     _bars(left, times, "us for each 4 KiB page", 1)
     _bars(right, memory, "MiB", 1024)
     right.legend(loc="lower right", fontsize=8, frameon=False)
-    figure.suptitle(f"Reading a 1 GiB hole\n{subtitle}", fontsize=11)
+    figure.suptitle(f"Reading a 1 GiB hole in order\n{subtitle}", fontsize=11)
     figure.savefig(path, dpi=120)

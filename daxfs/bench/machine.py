@@ -43,9 +43,9 @@ def anonymous_kb(pid: int) -> int:
 
 
 def warm_memory(size: int | None = None) -> int:
-    """Touch and give back *size* bytes (None: half of what is free, 6 GiB at most); the size."""
+    """Touch and give back *size* bytes (None: half of what is free, 3 GiB at most); the size."""
     if size is None:
-        size = min(meminfo()["MemAvailable"] * 1024 // 2, 6 << 30) & -PAGE_SIZE
+        size = min(meminfo()["MemAvailable"] * 1024 // 2, 3 << 30) & -PAGE_SIZE
     with mmap.mmap(-1, size) as memory:
         pages = np.frombuffer(memory, np.uint8)
         pages[::PAGE_SIZE] = 1

@@ -95,12 +95,17 @@ def print_table(
     The first column is text on the left, the others are figures on the right.
     """
     style = box.SIMPLE_HEAD if out.is_terminal else box.MARKDOWN
-    table = Table(box=style, title=title, title_justify="left", title_style="bold")
+    table = Table(box=style)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    out.print(table)
+    with out.capture() as capture:
+        out.print(table)
+    out.print(title, style="bold", markup=False)
+    for line in capture.get().splitlines():
+        if line.strip():
+            out.out(line.rstrip(), highlight=False)
 
 
 def print_comparisons(out: Console, title: str, rows: Sequence[Comparison]) -> None:

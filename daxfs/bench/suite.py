@@ -94,7 +94,11 @@ def machine_targets(figures: dict[str, float]) -> list[Target]:
 def cgroup_targets(figures: dict[str, float]) -> list[Target]:
     """The row of a reader in a 256 MiB memory cgroup."""
     row = _ratio(
-        "the same, reader in a 256 MiB memory cgroup", 0.75, "always us", "never us", figures
+        "reader in a 256 MiB cgroup: us for each page, dax=always / dax=never",
+        0.75,
+        "always us",
+        "never us",
+        figures,
     )
     if row.value is None:
         return [row]

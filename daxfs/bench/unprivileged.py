@@ -18,6 +18,7 @@ from daxfs.errors import CommandError
 NOBODY = 65534
 FUSE_DEVICE = Path("/dev/fuse")
 HOLE_BYTES = 1 << 30
+_NAMESPACES = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child")
 _FUSE_NUMBER = (10, 229)  # Documentation/admin-guide/devices.txt
 
 
@@ -26,19 +27,21 @@ def as_ordinary_user(argv: Sequence[str], uid: int = NOBODY) -> list[str]:
 
     Where the interpreter lies in a folder that only root may enter, the user keeps one capability,
     to read it. Where /dev/fuse is closed to ordinary users (a bare container; every distribution
-    opens it), the command gets a mount namespace with a device node that is open.
+    opens it), there is a device node that is open. All is in namespaces of its own, so that the
+    mount and its daemon end with the command even if that is killed.
     """
     become = ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
-    if _fails([*become, sys.executable, "-c", "import daxfs"]):
+    # Through a shell: setpriv itself still has root's rights when it looks for the program.
+    if _fails([*become, "/bin/sh", "-c", 'exec "$0" -c "import daxfs"', sys.executable]):
         become += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-    command = [*become, *argv]
-    if FUSE_DEVICE.stat().st_mode & stat.S_IROTH:
-        return command
-    script = (
+    open_device = (
         "mount -t tmpfs -o mode=755 tmpfs /mnt && mknod -m 666 /mnt/fuse c {} {} && "
-        'mount --bind /mnt/fuse {} && exec "$@"'
+        "mount --bind /mnt/fuse {} && "
     ).format(*_FUSE_NUMBER, FUSE_DEVICE)
-    return ["unshare", "--mount", "/bin/sh", "-c", script, "sh", *command]
+    if FUSE_DEVICE.stat().st_mode & stat.S_IROTH:
+        open_device = ""
+    script = open_device + 'exec "$@"'
+    return [*_NAMESPACES, "/bin/sh", "-c", script, "sh", *become, *argv]
 
 
 def _fails(argv: Sequence[str]) -> bool:
@@ -62,7 +65,7 @@ def why_not() -> str | None:
 def main(argv: list[str]) -> None:
     """As the ordinary user: mount, read the hole (one pass does not count), unmount."""
     folder, repeats = Path(argv[0]), int(argv[1])
-    os.environ["HOME"] = str(folder)
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
     make_image(folder / "image", "64M")
     passes = []
     with Mount(folder / "image", folder / "mnt", "dax=always") as mount:

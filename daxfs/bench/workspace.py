@@ -45,7 +45,10 @@ def interruptible() -> Iterator[None]:
     def stop(signum: int, _frame: FrameType | None) -> None:
         for number in _SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        raise Interrupted(signum)
+        if _hold.active:
+            _hold.signum = signum
+        else:
+            raise Interrupted(signum)
 
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
@@ -53,6 +56,32 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Hold:
+    """A signal that came while it had to wait."""
+
+    active = False
+    signum: int | None = None
+
+
+_hold = _Hold()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Raise Interrupted only at the end of the block, in which something begins to exist.
+
+    Masking the signals would not do: a child process would inherit the mask.
+    """
+    _hold.active = True
+    try:
+        yield
+    finally:
+        _hold.active = False
+    if _hold.signum is not None:
+        signum, _hold.signum = _hold.signum, None
+        raise Interrupted(signum)
 
 
 @contextmanager
@@ -82,19 +111,23 @@ def run(argv: Sequence[str], group: MemoryCgroup | None = None) -> str:
     It is killed with its children if we are interrupted. Raises CommandError if it fails.
     """
     command = group.command(argv) if group else list(argv)
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, errors = process.communicate()
-        except BaseException:
+    process = None
+    try:
+        with _signals_wait():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        output, errors = process.communicate()
+    except BaseException:
+        if process is not None:
             os.killpg(process.pid, signal.SIGKILL)
-            raise
+            process.communicate()
+        raise
     if process.returncode:
         reason = errors.strip() or f"exit code {process.returncode}"
         raise CommandError(f"{' '.join(argv[:4])} ...: {reason}")
@@ -144,24 +177,23 @@ class Mount:
     def __enter__(self) -> "Mount":
         self.point.mkdir(exist_ok=True)
         argv = [*DAXFS, "mount", "-o", self.options, str(self.image), str(self.point)]
-        # In a session of its own, and always awaited: a mount that is interrupted half-way could
-        # appear after we have looked for it.
-        process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
         try:
-            _, errors = process.communicate(timeout=_MOUNT_TIMEOUT_S)
+            with _signals_wait():  # a mount cut short could appear after we have looked for it
+                result = subprocess.run(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                    timeout=_MOUNT_TIMEOUT_S,
+                    check=False,
+                )
         except BaseException:
-            process.wait(_MOUNT_TIMEOUT_S)
             self._unmount()
             raise
-        if process.returncode:
-            raise CommandError(errors.strip() or f"mount: exit code {process.returncode}")
+        if result.returncode:
+            raise CommandError(result.stderr.strip() or f"mount: exit code {result.returncode}")
         return self
 
     def __exit__(self, *_error: object) -> None:

@@ -38,6 +38,7 @@ _ADVICE = {
     errno.EDQUOT: "free some space there, or take a smaller size",
     errno.EFBIG: "take a smaller size",
     errno.EBUSY: "end what uses it first",
+    errno.EINVAL: "take one of at least 1M that 'daxfs mkfs' has made",
     errno.EUCLEAN: "check the image with 'daxfs fsck'",
     errno.ENOTCONN: "its daemon is gone: detach it with 'daxfs umount'",
 }
@@ -213,6 +214,8 @@ class SizeType(click.ParamType[int]):
 
 
 SIZE = SizeType()
+PATH = click.Path(readable=False)
+"""A path, not looked at: what is wrong with it, the command says."""
 
 
 def _line(name: str, text: str) -> str:

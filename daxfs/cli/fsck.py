@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from daxfs.cli.command import ExitCodes, command, explain
+from daxfs.cli.command import PATH, ExitCodes, command, explain
 from daxfs.errors import CommandError, FsckExit
 
 _CODES = ExitCodes(
@@ -25,7 +25,7 @@ daxfs fsck -y /dev/shm/pmem
 )
 @click.option("-n", "never", is_flag=True, help="Only check; the image is opened read-only.")
 @click.option("-y", "always", is_flag=True, help="Repair without asking.")
-@click.argument("image", type=click.Path())
+@click.argument("image", type=PATH)
 def fsck(never: bool, always: bool, image: str) -> int:
     """Check the image IMAGE, and repair it.
 

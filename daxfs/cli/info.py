@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from daxfs.cli.command import command, explain
+from daxfs.cli.command import PATH, command, explain
 from daxfs.cli.table import show_table
 from daxfs.errors import CommandError
 from daxfs.units import PAGE_SIZE, format_size
@@ -21,7 +21,7 @@ daxfs info --json /mnt
 """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("image", metavar="IMAGE|MOUNTPOINT", type=click.Path())
+@click.argument("image", metavar="IMAGE|MOUNTPOINT", type=PATH)
 def info(as_json: bool, image: str) -> None:
     """Show what an image is and holds.
 

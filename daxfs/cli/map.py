@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from daxfs.cli.command import command
+from daxfs.cli.command import PATH, command
 from daxfs.cli.table import show_table
 from daxfs.errors import CommandError
 from daxfs.units import PAGE_SIZE, align_up
@@ -23,7 +23,7 @@ daxfs map --json /mnt/file
 """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.argument("file", type=click.Path())
+@click.argument("file", type=PATH)
 def map_command(as_json: bool, file: str) -> None:
     """Show where the bytes of a file are.
 

@@ -5,7 +5,7 @@ import stat
 
 import click
 
-from daxfs.cli.command import SIZE, command, explain
+from daxfs.cli.command import PATH, SIZE, command, explain
 from daxfs.errors import CommandError
 from daxfs.units import PAGE_SIZE, format_size
 
@@ -33,7 +33,7 @@ daxfs mkfs --force --label scratch --inodes 4096 /dev/shm/pmem
 )
 @click.option("--label", default="", metavar="LABEL", help="A name for it, of up to 32 bytes.")
 @click.option("--force", is_flag=True, help="Overwrite what the file holds.")
-@click.argument("image", type=click.Path(dir_okay=True))
+@click.argument("image", type=PATH)
 def mkfs(size: int | None, inodes: int | None, label: str, force: bool, image: str) -> None:
     """Make an image in the file IMAGE.
 

@@ -2,7 +2,7 @@
 
 import click
 
-from daxfs.cli.command import SIZE, ExitCodes, command
+from daxfs.cli.command import PATH, SIZE, ExitCodes, command
 from daxfs.errors import MountExit
 from daxfs.fuse.logs import LOG_HELP
 from daxfs.fuse.options import OPTIONS_HELP, parse_options
@@ -32,8 +32,8 @@ mount -t fuse.daxfs -o ro /dev/shm/pmem /mnt
 )
 @click.option("-f", "foreground", is_flag=True, help="Stay in the foreground.")
 @click.option("--size", type=SIZE, metavar="SIZE", help="The size of :memory:.")
-@click.argument("image", type=click.Path())
-@click.argument("mountpoint", type=click.Path())
+@click.argument("image", type=PATH)
+@click.argument("mountpoint", type=PATH)
 def mount(
     options: tuple[str, ...], foreground: bool, size: int | None, image: str, mountpoint: str
 ) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-from daxfs.errors import CommandError
+from daxfs.errors import CommandError, MountExit
 from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mounts
 
 
@@ -16,7 +16,10 @@ def find_mount(path: str) -> MountEntry:
     by_place = {entry.mountpoint: entry for entry in daxfs_mounts()}
     entry = by_place.get(os.path.abspath(path)) or by_place.get(_resolved(path))
     if entry is None:
-        raise CommandError(f"{path}: no daxfs is mounted there: 'findmnt -t {FSTYPE}' lists them")
+        raise CommandError(
+            f"{path}: no daxfs is mounted there: 'findmnt -t {FSTYPE}' lists them",
+            MountExit.FAILED,
+        )
     return entry
 
 

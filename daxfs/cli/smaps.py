@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from daxfs.cli.command import command
+from daxfs.cli.command import PATH, command
 from daxfs.cli.mounts import daxfs_mounts
 from daxfs.errors import CommandError
 
@@ -22,7 +22,7 @@ daxfs smaps 4711 /mnt/file
 """,
 )
 @click.argument("pid", type=click.IntRange(min=1))
-@click.argument("path", type=click.Path(), required=False)
+@click.argument("path", type=PATH, required=False)
 def smaps(pid: int, path: str | None) -> None:
     """Show the daxfs mappings of process PID.
 

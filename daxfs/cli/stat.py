@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from daxfs.cli.command import command
+from daxfs.cli.command import PATH, command
 from daxfs.cli.table import show_table
 from daxfs.units import format_size
 
@@ -20,7 +20,7 @@ daxfs stat --json /mnt
 """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; sizes are bytes, times ns.")
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=PATH)
 def stat(as_json: bool, mountpoint: str) -> None:
     """Show the figures of a mounted daxfs.
 

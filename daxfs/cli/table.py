@@ -24,17 +24,11 @@ def show_table(
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     lines = [list(row) for row in rows]
     count = len(columns) or max((len(line) for line in lines), default=0)
-    table = Table(
-        title=escape(title),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        show_header=bool(columns),
-        pad_edge=False,
-    )
+    table = Table(box=None, show_header=bool(columns), pad_edge=False)
     for index in range(count):
         table.add_column(
             columns[index] if columns else "",
@@ -47,6 +41,8 @@ def show_table(
     text = io.StringIO()
     is_terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else _WIDE
-    Console(file=text, width=width, force_terminal=is_terminal).print(table)
+    console = Console(file=text, width=width, force_terminal=is_terminal)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
     shown = [line.rstrip() for line in text.getvalue().splitlines()]
     click.echo("\n".join(shown))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from daxfs.cli.command import ExitCodes, command
+from daxfs.cli.command import PATH, ExitCodes, command
 from daxfs.cli.mounts import find_mount
 from daxfs.errors import CommandError, MountExit
 from daxfs.fuse.mountinfo import MountEntry, mounts_of
@@ -23,7 +23,7 @@ _WAIT_SECONDS = 60.0
 
 
 @command("umount", example="daxfs umount /mnt", codes=_CODES)
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=PATH)
 def umount(mountpoint: str) -> None:
     """Unmount the daxfs at MOUNTPOINT.
 

@@ -64,7 +64,7 @@ def _pages(raw: bytes) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
 def _difference(present: bytes, wanted: bytes) -> str:
     have, want = int.from_bytes(present, "little"), int.from_bytes(wanted, "little")
     leaked, missing = (have & ~want).bit_count(), (want & ~have).bit_count()
-    return f"{leaked} free blocks are marked used, {missing} used blocks are marked free"
+    return f"free blocks marked used: {leaked}, used blocks marked free: {missing}"
 
 
 def _word(context: Context, offset: int) -> int:

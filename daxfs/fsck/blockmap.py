@@ -269,8 +269,8 @@ class _Walk:
             assert len(slots) <= ENTRIES_PER_NODE
             self.faults.append(
                 Fault(
-                    f"{len(slots)} entries of the map node in block {node} {what}"
-                    f" (the first is for page {int(pgoffs[0])})",
+                    f"map node in block {node}: entries that {what}: {len(slots)}"
+                    f" (the first for page {int(pgoffs[0])})",
                     [node * BLOCK_SIZE + 8 * int(slot) for slot in slots],
                 )
             )

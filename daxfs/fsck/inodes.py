@@ -89,7 +89,7 @@ class _Check:
         self._contents(data)
         blocks = data.blocks + attributes.blocks
         if row.blocks != blocks and not self.is_lost:
-            self._note(f"owns {blocks} blocks, not {row.blocks}", "correct the count")
+            self._note(f"the block count is {row.blocks}, not {blocks}", "correct it")
             row.blocks = blocks
         owned = blockmap.merge(data, attributes)
         if self.is_lost or (self.found and not is_whole):

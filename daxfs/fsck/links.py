@@ -24,7 +24,7 @@ def check(context: Context) -> None:
             links = int(context.references[row.ino])
         if row.nlink != links and links:
             context.report.problem(
-                f"inode {row.ino}: {row.nlink} links, but {links} are there", "correct the count"
+                f"inode {row.ino}: the link count is {row.nlink}, not {links}", "correct it"
             )
             row.nlink = links
             context.write_inode(row)

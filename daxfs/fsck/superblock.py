@@ -74,7 +74,7 @@ def recover(
     if not entries:
         return
     report.problem(
-        f"an operation was interrupted: the journal holds {len(entries)} ranges", "undo them"
+        f"an operation was interrupted (ranges in the journal: {len(entries)})", "undo it"
     )
     if persist is not None:
         undo.Journal(persist, sb).recover()

@@ -21,6 +21,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 
 import trio
@@ -62,6 +63,7 @@ class Evictor:
         self._budget = max(budget, self._keep)
         self._hard_limit = max(HARD_LIMIT_FACTOR * self._budget, 4 * readahead)
         self._batches: queue.SimpleQueue[list[Run] | None] = queue.SimpleQueue()
+        self._done: deque[tuple[int, int]] = deque()
         self._flight: list[Run] = []
         self._flight_bytes = 0
         self._landed = trio.Event()
@@ -78,6 +80,8 @@ class Evictor:
 
     def reading(self) -> bool:
         """Before a READ is served: hand over what is over the budget. True: it should wait."""
+        if self._done:
+            self._land()
         if self.ledger.held > self._budget and not self._flight:
             self._hand_over(self._keep)
         return self.held_bytes > self._hard_limit
@@ -161,8 +165,11 @@ class Evictor:
             self._flight_bytes = sum(end - start for _, start, end in runs)
             self._batches.put(runs)
 
-    def _land(self, evicted_bytes: int, error: int) -> None:
+    def _land(self) -> None:
         """On the loop, after the thread has done a batch."""
+        if not self._done:
+            return
+        evicted_bytes, error = self._done.popleft()
         self.evicted_bytes += evicted_bytes
         self._flight = []
         self._flight_bytes = 0
@@ -187,7 +194,8 @@ class Evictor:
                     evicted_bytes += end - start
                 else:
                     failed = -result
+            self._done.append((evicted_bytes, failed))
             try:
-                token.run_sync_soon(self._land, evicted_bytes, failed)
+                token.run_sync_soon(self._land)
             except trio.RunFinishedError:
                 return

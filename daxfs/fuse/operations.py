@@ -2,8 +2,8 @@
 
 Kernel counterpart: the inode_operations and file_operations tables of ext4.
 
-A handler runs in one step of the event loop unless it says where it waits: a READ of a hole for the
-evictor, who needs a locked entry for its fence, fsync for its own fence.
+A handler runs in one step of the event loop, but where it waits: a READ of a hole for the evictor,
+who needs a locked entry or space for those (``_run``), fsync for its own fence.
 
 Not here, so that the kernel, told ENOSYS once, asks no more: access (default_permissions: the
 kernel checks), flush (closing a file makes nothing durable), fsyncdir (directories are durable when
@@ -50,6 +50,9 @@ blocks of a file when it writes pages, and nothing tells it that the number has 
 CONTROL_XATTR: Final = b"user.daxfs.control"
 """The attribute of the mount's root that says where the control socket is; see control.py."""
 
+SETTLE_SECONDS: Final = 0.02
+"""How long to wait for the FORGETs of deleted files."""
+
 SMALL_REQUEST: Final = 32 << 10
 """READs and WRITEs up to this many bytes are waited for one by one, so polling helps them."""
 
@@ -83,6 +86,9 @@ class Operations(pyfuse3.Operations):
         )
         self._handles: dict[int, Inode] = {}
         self._next_handle = itertools.count(1)
+        self._leaving: set[int] = set()
+        """Inodes without links and open files whose FORGET has not come yet."""
+        self._forgotten = trio.lowlevel.ParkingLot()
 
     def init(self) -> None:
         """INIT: called by pyfuse3 on the event loop."""
@@ -128,30 +134,65 @@ class Operations(pyfuse3.Operations):
         self._fs.ref(inode)
         return self._attributes(inode)
 
+    def _find(self, directory: Inode, name: bytes) -> Inode | None:
+        """The inode that *name* stands for; None if there is none."""
+        try:
+            return self._fs.lookup(directory, name)
+        except FsError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+
     def _opened(self, inode: Inode) -> int:
         """A handle for *inode*, which was opened."""
         handle = next(self._next_handle)
         self._handles[handle] = inode
         return handle
 
-    @staticmethod
-    async def _when_unlocked(operation: Callable[[], T]) -> T:
-        """Run *operation*, after the fence in a thread that holds an entry which it needs."""
-        try:
-            return operation()
-        except EntryLocked as error:
-            locked = error
+    async def _run(self, operation: Callable[[], T]) -> T:
+        """Run *operation*, an operation of FileSystem that either changes all or nothing.
+
+        It waits for the fence in a thread that holds an entry which it needs. Where it finds no
+        space, it tries again when what was deleted a moment ago is gone.
+        """
+        locked: EntryLocked | None = None
+        settled = False
         while True:
-            turn = trio.Event()
-            locked.wait(turn.set)
-            await turn.wait()
             try:
                 return operation()
             except EntryLocked as error:
-                again = error
+                waiting = error
+            except FsError as error:
+                if error.errno != errno.ENOSPC or settled or not self._leaving:
+                    raise
+                settled = True
+                await self._settle()
+                continue
             finally:
-                locked.put()
-            locked = again
+                if locked is not None:
+                    locked.put()
+                    locked = None
+            turn = trio.Event()
+            waiting.wait(turn.set)
+            await turn.wait()
+            locked = waiting
+
+    def _unlinked(self, inode: Inode) -> None:
+        """A name of *inode*, or the last open file, is gone: the kernel may forget it now."""
+        if inode.nlink == 0 and inode.nopen == 0 and inode.nlookup > 0:
+            self._leaving.add(inode.ino)
+
+    async def _settle(self) -> None:
+        """Wait until deleted files that nobody uses are freed.
+
+        The kernel sends their FORGET before unlink(2) or close(2) returns, but a later request may
+        overtake it.
+        """
+        with trio.move_on_after(SETTLE_SECONDS):
+            while self._leaving:
+                await self._forgotten.park()
+        # What is left is held by something else, an O_PATH descriptor or a working directory.
+        self._leaving.clear()
 
     # --- names ------------------------------------------------------------------------------------
 
@@ -160,19 +201,21 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: "pyfuse3.RequestContext"
     ) -> "pyfuse3.EntryAttributes":
         """LOOKUP; the kernel may remember that there is no such name, too."""
-        directory = self._fs.iget(parent_inode)
-        try:
-            return self._entry(self._fs.lookup(directory, name))
-        except FileNotFoundError:
-            missing = pyfuse3.EntryAttributes()
-            missing.st_ino = 0
-            missing.entry_timeout = TIMEOUT_SECONDS
-            return missing
+        inode = self._find(self._fs.iget(parent_inode), name)
+        if inode is not None:
+            return self._entry(inode)
+        missing = pyfuse3.EntryAttributes()
+        missing.st_ino = 0
+        missing.entry_timeout = TIMEOUT_SECONDS
+        return missing
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """FORGET, which has no answer and must not fail."""
         for ino, nlookup in inode_list:
             self._fs.forget(ino, nlookup)
+            if ino in self._leaving:
+                self._leaving.discard(ino)
+                self._forgotten.unpark_all()
 
     @handler
     async def create(
@@ -184,7 +227,8 @@ class Operations(pyfuse3.Operations):
         ctx: "pyfuse3.RequestContext",
     ) -> tuple["pyfuse3.FileInfo", "pyfuse3.EntryAttributes"]:
         """CREATE: make and open a regular file."""
-        inode = self._fs.create(self._fs.iget(parent_inode), name, mode, _cred(ctx))
+        directory = self._fs.iget(parent_inode)
+        inode = await self._run(lambda: self._fs.create(directory, name, mode, _cred(ctx)))
         entry = self._entry(inode)
         self._fs.open(inode)
         return pyfuse3.FileInfo(fh=self._opened(inode)), entry
@@ -195,21 +239,29 @@ class Operations(pyfuse3.Operations):
     ) -> "pyfuse3.EntryAttributes":
         """MKNOD."""
         directory = self._fs.iget(parent_inode)
-        return self._entry(self._fs.mknod(directory, name, mode, rdev, _cred(ctx)))
+        return self._entry(
+            await self._run(lambda: self._fs.mknod(directory, name, mode, rdev, _cred(ctx)))
+        )
 
     @handler
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: "pyfuse3.RequestContext"
     ) -> "pyfuse3.EntryAttributes":
         """MKDIR."""
-        return self._entry(self._fs.mkdir(self._fs.iget(parent_inode), name, mode, _cred(ctx)))
+        directory = self._fs.iget(parent_inode)
+        return self._entry(
+            await self._run(lambda: self._fs.mkdir(directory, name, mode, _cred(ctx)))
+        )
 
     @handler
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: "pyfuse3.RequestContext"
     ) -> "pyfuse3.EntryAttributes":
         """SYMLINK."""
-        return self._entry(self._fs.symlink(self._fs.iget(parent_inode), name, target, _cred(ctx)))
+        directory = self._fs.iget(parent_inode)
+        return self._entry(
+            await self._run(lambda: self._fs.symlink(directory, name, target, _cred(ctx)))
+        )
 
     @handler
     async def link(
@@ -217,18 +269,25 @@ class Operations(pyfuse3.Operations):
     ) -> "pyfuse3.EntryAttributes":
         """LINK."""
         target = self._fs.iget(inode)
-        self._fs.link(target, self._fs.iget(new_parent_inode), new_name)
+        directory = self._fs.iget(new_parent_inode)
+        await self._run(lambda: self._fs.link(target, directory, new_name))
         return self._entry(target)
 
     @handler
     async def unlink(self, parent_inode: int, name: bytes, ctx: "pyfuse3.RequestContext") -> None:
         """UNLINK."""
-        self._fs.unlink(self._fs.iget(parent_inode), name)
+        directory = self._fs.iget(parent_inode)
+        victim = self._fs.lookup(directory, name)
+        self._fs.unlink(directory, name)
+        self._unlinked(victim)
 
     @handler
     async def rmdir(self, parent_inode: int, name: bytes, ctx: "pyfuse3.RequestContext") -> None:
         """RMDIR."""
-        self._fs.rmdir(self._fs.iget(parent_inode), name)
+        directory = self._fs.iget(parent_inode)
+        victim = self._fs.lookup(directory, name)
+        self._fs.rmdir(directory, name)
+        self._unlinked(victim)
 
     @handler
     async def rename(
@@ -243,7 +302,12 @@ class Operations(pyfuse3.Operations):
         """RENAME2."""
         old_directory = self._fs.iget(parent_inode_old)
         new_directory = self._fs.iget(parent_inode_new)
-        self._fs.rename(old_directory, name_old, new_directory, name_new, flags)
+        victim = self._find(new_directory, name_new)
+        await self._run(
+            lambda: self._fs.rename(old_directory, name_old, new_directory, name_new, flags)
+        )
+        if victim is not None:
+            self._unlinked(victim)
 
     @handler
     async def readlink(self, inode: int, ctx: "pyfuse3.RequestContext") -> bytes:
@@ -281,7 +345,9 @@ class Operations(pyfuse3.Operations):
     @handler
     async def releasedir(self, fh: int) -> None:
         """RELEASEDIR."""
-        self._fs.release(self._handles.pop(fh))
+        inode = self._handles.pop(fh)
+        self._fs.release(inode)
+        self._unlinked(inode)
 
     # --- attributes -------------------------------------------------------------------------------
 
@@ -310,12 +376,14 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        await self._when_unlocked(lambda: self._fs.setattr(target, changes))
+        await self._run(lambda: self._fs.setattr(target, changes))
         return self._attributes(target)
 
     @handler
     async def statfs(self, ctx: "pyfuse3.RequestContext") -> "pyfuse3.StatvfsData":
         """STATFS."""
+        if self._leaving:
+            await self._settle()
         figures = self._fs.statfs()
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = figures.bsize
@@ -350,7 +418,8 @@ class Operations(pyfuse3.Operations):
     ) -> None:
         """SETXATTR."""
         self._expect_settable(inode, name)
-        self._fs.setxattr(self._fs.iget(inode), name, value)
+        target = self._fs.iget(inode)
+        await self._run(lambda: self._fs.setxattr(target, name, value))
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: "pyfuse3.RequestContext") -> None:
@@ -371,13 +440,15 @@ class Operations(pyfuse3.Operations):
     ) -> "pyfuse3.FileInfo":
         """OPEN; the pages of an earlier open stay, for nobody else changes the file."""
         file = self._fs.iget(inode)
-        await self._when_unlocked(lambda: self._fs.open(file, flags))
+        await self._run(lambda: self._fs.open(file, flags))
         return pyfuse3.FileInfo(fh=self._opened(file))
 
     @handler
     async def release(self, fh: int) -> None:
         """RELEASE."""
-        self._fs.release(self._handles.pop(fh))
+        inode = self._handles.pop(fh)
+        self._fs.release(inode)
+        self._unlinked(inode)
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Buffer:
@@ -396,7 +467,7 @@ class Operations(pyfuse3.Operations):
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """WRITE, of a program or of the kernel that writes dirty pages back."""
         inode = self._handles[fh]
-        written = await self._when_unlocked(lambda: self._fs.write(inode, off, buf))
+        written = await self._run(lambda: self._fs.write(inode, off, buf))
         if len(buf) <= SMALL_REQUEST:
             self._poller.note()
         return written
@@ -405,7 +476,7 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         """FSYNC; where the image lives on a disk the fence runs in a thread."""
         inode = self._handles[fh]
-        writeback = await self._when_unlocked(lambda: self._fs.fsync(inode, datasync, fence=False))
+        writeback = await self._run(lambda: self._fs.fsync(inode, datasync, fence=False))
         durable = False
         try:
             if self._fs.persist.domain == "memory":

@@ -69,7 +69,10 @@ def _choice(name: str, attribute: str, literal: Any) -> "Callable[[str], dict[st
 
 def _size(name: str, low: int, high: int) -> "Callable[[str], dict[str, Any]]":
     def parse(text: str) -> dict[str, Any]:
-        size = parse_size(text)
+        try:
+            size = parse_size(text)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
         if not low <= size <= high:
             raise ValueError(
                 f"{name}={text}: it can be from {format_size(low)} to {format_size(high)}"

@@ -191,13 +191,13 @@ class Session:
     ) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.evictor.run)
-            nursery.start_soon(self._poller.run)
             nursery.start_soon(server.serve, answers)
             nursery.start_soon(self._housekeeping)
             nursery.start_soon(self._started, entry, operations, ready)
             await nursery.start(self._signals, entry)
             try:
-                await pyfuse3.main(1, TASKS_MAX)
+                with self._poller.installed():
+                    await pyfuse3.main(1, TASKS_MAX)
             finally:
                 self._ended.set()
                 nursery.cancel_scope.cancel()

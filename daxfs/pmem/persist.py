@@ -76,7 +76,7 @@ class Persist:
         self._is_free = domain == "memory"
         self._observer: Observer | None = None
         self._quiet = self._is_free
-        self._flushed: list[tuple[int, int]] = []
+        self._flushed: Final[list[tuple[int, int]]] = []
         self._fence_lock = threading.Lock()
 
     @property
@@ -146,7 +146,9 @@ class Persist:
         if self._is_free:
             return
         with self._fence_lock:
-            ranges, self._flushed = self._flushed, []
+            # The list stays the same object: another thread may be appending to it right now.
+            ranges = self._flushed[:]
+            del self._flushed[: len(ranges)]
             try:
                 for start, end in _merge(ranges):
                     self.image.msync(start, end - start)

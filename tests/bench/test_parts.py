@@ -128,3 +128,17 @@ def test_what_was_not_measured_is_skipped_and_never_passes() -> None:
     assert verdicts.count("skipped") == 1
     for make_rows in (suite.cgroup_targets, suite.pread_targets, suite.user_targets):
         assert {row.verdict for row in make_rows({})} == {"skipped"}
+
+
+def test_an_interrupted_program_does_not_outlive_us(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys, threading, time\n"
+        "open(sys.argv[1], 'w').write(str(os.getpid()))\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    pid_file = tmp_path / "pid"
+    with pytest.raises(workspace.Interrupted), workspace.interruptible():
+        workspace.run([sys.executable, "-c", script, str(pid_file)])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)

@@ -279,11 +279,11 @@ def test_any_buffer_can_be_written(fs, make) -> None:
 def test_who_would_touch_a_locked_entry_waits_before_anything_happens(fs) -> None:
     inode = fs.inode(MIB)
     fs.dax.write(inode, 0, b"x" * 4 * PAGE_SIZE)
-    inode.mapping.lock(2)
+    inode.mapping.lock(3)
     fs.log.clear()
     for work in (
         lambda: fs.dax.write(inode, 0, b"y" * 4 * PAGE_SIZE),
-        lambda: fs.dax.zero_range(inode, 0, 3 * PAGE_SIZE),
+        lambda: fs.dax.zero_range(inode, 0, 4 * PAGE_SIZE),
         lambda: fs.dax.truncate(inode, 2 * PAGE_SIZE + 5),
         lambda: fs.dax.punch(inode, 0, 4 * PAGE_SIZE),
     ):

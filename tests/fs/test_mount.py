@@ -138,7 +138,7 @@ def test_a_damaged_inode_takes_no_other_file_away(
     assert f"inode {ino}" in caplog.text
     with pytest.raises(CorruptionError):
         box.path(b"big")
-    assert box.data(box.path(b"folder/small5")) == before[b"/folder/small5"][-2]
+    assert box.pieces(box.path(b"folder/small5")) == before[b"/folder/small5"][-2]
     assert box.free()[0] == blocks
     box.fs.unmount()
     assert state(box) == STATE_ERROR

@@ -256,16 +256,49 @@ def test_only_one_transaction_is_open(f: Fixture) -> None:
         tx.store(DATA, b"late")
 
 
-def test_every_entry_is_fenced_before_its_store_and_all_before_the_finish(f: Fixture) -> None:
+def store_after_log(f: Fixture, tx: Transaction) -> None:
+    tx.log(DATA, 8)
+    f.persist.store(DATA, bytes(8))
+    f.persist.flush(DATA, 8)
+
+
+def store_after_log_many(f: Fixture, tx: Transaction) -> None:
+    tx.log_many([(DATA, 8)])
+    tx.store(DATA, bytes(8))
+
+
+WAYS: dict[str, Callable[[Fixture, Transaction], None]] = {
+    "store": lambda f, tx: tx.store(DATA, b"abc"),
+    "store_u64": lambda f, tx: tx.store_u64(DATA, 7),
+    "fill": lambda f, tx: tx.fill(DATA, 100),
+    "log": store_after_log,
+    "log_many": store_after_log_many,
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_every_entry_is_fenced_before_its_store_and_all_before_the_finish(
+    f: Fixture, way: Callable[[Fixture, Transaction], None]
+) -> None:
     f.persist.observer = f
     with f.journal.begin() as tx:
-        tx.store(DATA, b"abc")
-    places = [
-        {JOURNAL: "log", DATA: "data", JOURNAL_SEQ_OFFSET: "seq", 0: ""}[offset] + kind
-        for kind, offset, _ in f.events
+        way(f, tx)
+    names = {JOURNAL: "log ", DATA: "data ", JOURNAL_SEQ_OFFSET: "seq ", 0: ""}
+    assert [names[offset] + kind for kind, offset, _ in f.events] == [
+        *("log store", "log flush", "fence"),
+        *("data store", "data flush", "fence"),
+        *("seq store", "seq flush", "fence"),
     ]
-    entry = ["logstore", "logflush", "fence"]
-    assert places == [*entry, "datastore", "dataflush", "fence", "seqstore", "seqflush", "fence"]
+
+
+def test_recovery_fences_what_it_restored_before_it_finishes(f: Fixture) -> None:
+    f.journal.begin().store(DATA, b"abc")
+    f.persist.observer = f
+    reopened(f).recover()
+    assert [(kind, offset) for kind, offset, _ in f.events] == [
+        *(("store", DATA), ("flush", DATA), ("fence", 0)),
+        *(("store", JOURNAL_SEQ_OFFSET), ("flush", JOURNAL_SEQ_OFFSET), ("fence", 0)),
+    ]
 
 
 # --- cuts ----------------------------------------------------------------------------------------
@@ -357,7 +390,7 @@ def power_cut(
     return raw
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(first=steps, second=steps, batch=st.booleans(), abort=st.booleans())
 def test_killed_at_any_step_it_is_all_or_nothing(
     first: list[Step], second: list[Step], batch: bool, abort: bool
@@ -379,7 +412,7 @@ def test_killed_at_any_step_it_is_all_or_nothing(
         assert f.data() == after
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     first=steps,
     second=steps,

@@ -231,9 +231,7 @@ def test_read_only_mount_refuses_every_change(make_mount: MakeMount) -> None:
     assert Path(mount.image).read_bytes() == image_before, "a read-only mount stores nothing"
 
 
-def test_read_only_image_file_can_be_mounted_read_only(
-    make_mount: MakeMount, as_root: None
-) -> None:
+def test_read_only_image_file_can_be_mounted_read_only(make_mount: MakeMount) -> None:
     mount = make_mount()
     _fill(mount.path)
     mount.stop()
@@ -242,39 +240,37 @@ def test_read_only_image_file_can_be_mounted_read_only(
     _check(mount.path)
 
 
-def test_mount_of_type_fuse_daxfs_and_its_fstab_options(
-    make_mount: MakeMount, workspace: Path, as_root: None, monkeypatch: pytest.MonkeyPatch
+def test_mount_of_type_fuse_daxfs_with_the_options_of_an_fstab_line(
+    make_mount: MakeMount, workspace: Path, as_root: None
 ) -> None:
+    """In a mount namespace of its own, where a ``daxfs`` is put where mount.fuse3 looks for it."""
     if shutil.which("mount.fuse3") is None:
         pytest.skip("mount.fuse3 (package fuse3) is not installed")
+    if run(["unshare", "--mount", "true"], check=False).returncode != 0:
+        pytest.skip("this root may not make mount namespaces")
     bin_folder = workspace / "bin"
-    bin_folder.mkdir(exist_ok=True)
-    script = bin_folder / "daxfs"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} -m daxfs "$@"\n')
-    script.chmod(0o755)
-    env = environment()
-    env["PATH"] = f"{bin_folder}:{env['PATH']}"
+    bin_folder.mkdir()
+    command = bin_folder / "daxfs"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m daxfs "$@"\n')
+    command.chmod(0o755)
     image = make_mount.image("32M")
     target = workspace / "typed"
-    target.mkdir(exist_ok=True)
+    target.mkdir()
     options = "rw,nosuid,nodev,noatime,hole_cache=2M,x-test.note=1,_netdev"
-    run(["mount", "-t", "fuse.daxfs", image, target, "-o", options], env=env)
-    try:
-        (target / "f").write_bytes(b"typed")
-        line = next(
-            line.split()
-            for line in Path("/proc/self/mounts").read_text().splitlines()
-            if line.split()[1] == str(target)
-        )
-        assert line[0] == str(image)
-        assert line[2] == "fuse.daxfs"
-        assert {"nosuid", "nodev", "noatime"} <= set(line[3].split(","))
-    finally:
-        run(["umount", target])
-    deadline = time.monotonic() + 30
-    while _state(image) != layout.STATE_CLEAN:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    script = (
+        'set -e; mount --bind "$1" /usr/local/sbin; mount --bind "$1" /usr/local/bin\n'
+        'mount -t fuse.daxfs "$2" "$3" -o "$4"\n'
+        'echo typed > "$3/f"; cat "$3/f"; grep " $3 " /proc/self/mounts; daxfs umount "$3"\n'
+    )
+    shown = run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", bin_folder, image, target, options]
+    )
+    contents, line = shown.stdout.splitlines()
+    assert contents == "typed"
+    source, place, kind, flags = line.split()[:4]
+    assert (source, place, kind) == (str(image), str(target), "fuse.daxfs")
+    assert {"rw", "nosuid", "nodev"} <= set(flags.split(","))
+    assert _state(image) == layout.STATE_CLEAN
 
 
 _WRITER = """

@@ -1,6 +1,7 @@
 """Full images, statfs, and memory given back to the host."""
 
 import errno
+import mmap
 import os
 import time
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def test_statfs_counts_blocks_and_inodes_exactly(mount: DaxMount) -> None:
     assert before.f_ffree - after.f_ffree == 1
     assert before.f_bfree - after.f_bfree == blocks + folder_blocks
     os.unlink(mount.path / "f")
+    _settled(mount.path, before.f_bfree - mount.path.stat().st_blocks // 8)
     assert os.statvfs(mount.path).f_ffree == before.f_ffree
 
 
@@ -87,8 +89,6 @@ def test_full_image_gives_enospc_and_works_again_after_delete(
 
 def test_full_image_reports_mmap_stores_that_found_no_block(make_mount: MakeMount) -> None:
     """The kernel does not ask at the store; msync tells (docs/DESIGN.md section 6)."""
-    import mmap
-
     mount = make_mount(size="16M")
     with opened(mount.path / "hole", os.O_CREAT | os.O_RDWR) as fd:
         os.ftruncate(fd, 1 << 20)
@@ -113,9 +113,19 @@ def test_no_inode_left_gives_enospc_and_works_again_after_delete(make_mount: Mak
     with _error(errno.ENOSPC):
         os.symlink("x", mount.path / "more")
     os.link(mount.path / "f0", mount.path / "links need no inode")
-    (mount.path / "f1").unlink()
-    (mount.path / "more").mkdir()
+    for number in range(1, 20):
+        (mount.path / f"f{number}").unlink()
+        (mount.path / f"more{number}").mkdir()
     assert os.statvfs(mount.path).f_ffree == 0
+
+
+def test_space_of_a_deleted_file_can_be_used_at_once(make_mount: MakeMount) -> None:
+    """The kernel forgets a deleted file a little later: nobody must see ENOSPC because of that."""
+    mount = make_mount(size="16M")
+    size = (os.statvfs(mount.path).f_bfree - 20) * BLOCK
+    for _ in range(10):
+        (mount.path / "big").write_bytes(b"b" * size)
+        (mount.path / "big").unlink()
 
 
 def test_full_image_refuses_every_operation_that_needs_blocks(make_mount: MakeMount) -> None:

@@ -58,7 +58,7 @@ def test_readahead_that_needs_root_is_left_out_without_a_word(unprivileged: Make
 def test_owner_reads_statistics_through_the_control_socket(unprivileged: MakeMount) -> None:
     mount = unprivileged()
     shown = run([*mount.client(), *COMMAND, "stat", "--json", mount.path])
-    assert json.loads(shown.stdout)["index"]["pmd_zero"] == 0
+    assert json.loads(shown.stdout)["entries"]["pmd_zero"] == 0
 
 
 def test_ordinary_user_unmounts_with_daxfs_umount(unprivileged: MakeMount) -> None:
@@ -68,7 +68,7 @@ def test_ordinary_user_unmounts_with_daxfs_umount(unprivileged: MakeMount) -> No
 
 def test_allow_other_that_fuse_conf_forbids_fails_in_one_line(unprivileged: MakeMount) -> None:
     conf = Path("/etc/fuse.conf")
-    if conf.exists() and "user_allow_other" in conf.read_text().split():
+    if conf.exists() and "user_allow_other" in conf.read_text().splitlines():
         pytest.skip("/etc/fuse.conf allows allow_other here")
     mount = unprivileged("allow_other", start=False)
     mount.checked = False

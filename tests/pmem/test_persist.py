@@ -140,6 +140,25 @@ def test_ranges_of_a_failed_fence_are_synced_by_the_next(
     assert ranges == [(0, 4096)]
 
 
+def test_what_is_flushed_during_a_fence_is_synced_by_the_next(
+    image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    persist = Persist(image, "msync")
+    persist.flush(0, 1)
+    ranges: list[tuple[int, int]] = []
+
+    def flush_more(offset: int, length: int) -> None:
+        ranges.append((offset, length))
+        if offset == 0:
+            persist.flush(4 << 20, 1)
+
+    monkeypatch.setattr(image, "msync", flush_more)
+    persist.fence()
+    assert ranges == [(0, 4096)]
+    persist.fence()
+    assert ranges == [(0, 4096), (4 << 20, 4096)]
+
+
 def test_a_fence_waits_for_one_in_another_thread_that_took_its_ranges(
     image: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -240,9 +240,9 @@ class DaxMount:
         try:
             run(argv, timeout=STOP_SECONDS)
             self.wait_stopped()
-        except (AssertionError, subprocess.TimeoutExpired):
+        except (AssertionError, subprocess.TimeoutExpired) as failure:
             self._end_by_force()
-            raise
+            raise AssertionError(f"{failure}\nthe daemon's log: {self.log()}") from None
 
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None

@@ -22,6 +22,8 @@ class FsBox:
         self.image = Image.anonymous(size)
         format_image(self.image, inodes=inodes)
         self.options = options
+        self.kept: list[Inode] = []
+        """Inodes that a test wants to stay in memory without a reference."""
         self.mount()
 
     @classmethod
@@ -31,6 +33,7 @@ class FsBox:
         box.image = Image.anonymous(len(data))
         box.image.mem[:] = data
         box.options = options
+        box.kept = []
         box.mount()
         return box
 
@@ -74,6 +77,16 @@ class FsBox:
     def data(self, inode: Inode) -> bytes:
         return bytes(self.fs.read(inode, 0, inode.size)[0])
 
+    def pieces(self, inode: Inode) -> list[tuple[int, bytes]]:
+        """The data of a file without its holes, which may be long: (position, bytes)."""
+        return [
+            (
+                extent.pgoff * PAGE,
+                bytes(self.fs.read(inode, extent.pgoff * PAGE, extent.count * PAGE)[0]),
+            )
+            for extent in self.fs.extents(inode)
+        ]
+
     def names(self, directory: Inode | None = None) -> list[bytes]:
         return [entry.name for entry in self.fs.readdir(directory or self.root)][2:]
 
@@ -92,7 +105,7 @@ class FsBox:
         fs = self.fs
         content: Any = None
         if inode.is_reg:
-            content = self.data(inode)
+            content = self.pieces(inode)
         elif inode.is_symlink:
             content = fs.readlink(inode)
         elif inode.is_dir:
