@@ -1,20 +1,20 @@
 """The demo's result as a picture: time for each page, and memory left behind."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from daxfs.bench.report import Comparison, format_number
 
-mpl.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _OLD, _NEW = "#b0563c", "#2f7f86"
 _BAR = 0.38
 
 
-def _bars(axes: Axes, rows: Sequence[Comparison], title: str, scale: float) -> None:
+def _bars(axes: "Axes", rows: Sequence[Comparison], title: str, scale: float) -> None:
     for shift, color, label, values in (
         (-_BAR / 2, _OLD, "dax=never (old)", [row.old or 0 for row in rows]),
         (_BAR / 2, _NEW, "dax=always (new)", [row.new or 0 for row in rows]),
@@ -32,8 +32,15 @@ def _bars(axes: Axes, rows: Sequence[Comparison], title: str, scale: float) -> N
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def available() -> bool:
+    """Whether matplotlib, the extra ``plot``, is installed."""
+    return find_spec("matplotlib") is not None
+
+
 def draw(path: Path, rows: Sequence[Comparison], subtitle: str) -> None:
-    """Draw the rows measured in us and in kB into the PNG file *path*."""
+    """Draw the rows measured in us and in kB into the PNG file *path*; needs `available`."""
+    from matplotlib.figure import Figure
+
     times = [row for row in rows if row.unit == "us"]
     memory = [row for row in rows if row.unit == "kB"]
     figure = Figure(figsize=(11, 1.6 + 0.55 * max(len(times), len(memory))), layout="constrained")

@@ -223,9 +223,14 @@ def demo(out: Path, rounds: int) -> None:
         },
     )
     in_order = [row for row in rows if row.scope in (_MACHINE, _CGROUP, _FIO)]
-    chart.draw(out / "demo.png", in_order, machine)
+    written = [out / "demo.json"]
+    if chart.available():
+        written.append(out / "demo.png")
+        chart.draw(written[-1], in_order, machine)
+    else:
+        console.print("No chart: matplotlib (the extra 'plot') is not installed.")
     console.print(f"Machine: {machine}", markup=False)
-    console.print(f"Written: {out / 'demo.json'}, {out / 'demo.png'}", markup=False)
+    console.print(f"Written: {', '.join(map(str, written))}", markup=False)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -66,22 +66,27 @@ class FreeSpace:
 
     def remove(self, offset: int) -> int:
         """Take out the free record at *offset*; its size."""
-        size = self._size_at.pop(offset)
-        del self._start_of_end[offset + size]
-        offsets = self._by_size[size]
-        offsets.remove(offset)
-        if not offsets:
-            del self._by_size[size]
-            self._sizes &= ~(1 << (size >> 3))
+        size = self._size_at[offset]
+        self._by_size[size].remove(offset)
+        self._drop(offset, size)
         return size
 
-    def find(self, size: int) -> int | None:
-        """Offset of a smallest free record of at least *size* bytes."""
+    def take(self, size: int) -> tuple[int, int] | None:
+        """Take out a smallest free record of at least *size* bytes: its offset and size."""
         fitting = self._sizes >> (size >> 3)
         if not fitting:
             return None
-        steps = (fitting & -fitting).bit_length() - 1
-        return next(iter(self._by_size[size + 8 * steps]))
+        size += 8 * ((fitting & -fitting).bit_length() - 1)
+        offset = self._by_size[size].pop()
+        self._drop(offset, size)
+        return offset, size
+
+    def _drop(self, offset: int, size: int) -> None:
+        del self._size_at[offset]
+        del self._start_of_end[offset + size]
+        if not self._by_size[size]:
+            del self._by_size[size]
+            self._sizes &= ~(1 << (size >> 3))
 
     def release(self, offset: int, size: int) -> tuple[int, int]:
         """Enter freed bytes, joined with the free records beside them; the result (start, size)."""
@@ -106,7 +111,7 @@ class DirectoryIndex:
         self.live: dict[int, int] = {}
         """Number of names by page, where there are any."""
         self.holes: set[int] = set()
-        """Pages before the end of the directory without a block."""
+        """Pages without a block that were in the directory since the index was built."""
         self.idle: set[int] = set()
         """Pages with a block but no name: never left behind here, but fsck may make them."""
 
@@ -201,11 +206,11 @@ class Directories:
         """Add *name*, which is not there; *kind* is a DT_ value. ENOSPC with nothing changed."""
         index = self.index(directory)
         size = dirent_size(len(name))
-        offset = index.free.find(size)
-        if offset is None:
-            offset = self._add_block(op, directory, index)
+        place = index.free.take(size)
+        if place is None:
+            place = self._add_block(op, directory, index), BLOCK_SIZE
         op.change_index(directory)
-        room = index.free.remove(offset)
+        offset, room = place
         record = DIRENT_HEADER.pack(ino, size, len(name), kind) + name
         record = record.ljust(size, b"\0")
         if room > size:
@@ -250,15 +255,12 @@ class Directories:
         """Set the size to the end of the last block."""
         last = index.order.peekitem(-1)[0] >> PAGE_SHIFT if index.order else -1
         pages = max(last, *index.idle, -1) + 1
-        old = directory.size >> PAGE_SHIFT
-        if pages < old:
-            index.holes.difference_update(range(pages, old))
-            directory.size = pages << PAGE_SHIFT
+        directory.size = min(directory.size, pages << PAGE_SHIFT)
 
     def _add_block(self, op: "Operation", directory: Inode, index: DirectoryIndex) -> int:
-        """Give the directory a block of free space: in a hole, or at the end. Its byte offset."""
+        """Give the directory a block, in a hole or at the end, all for the caller; its offset."""
         core = self._core
-        page = next(iter(index.holes), directory.size >> PAGE_SHIFT)
+        page = min(index.holes, default=directory.size >> PAGE_SHIFT)
         [(block, _)] = core.blocks.alloc(op.tx, 1)
         place = block * BLOCK_SIZE
         core.persist.store(place, DIRENT_HEADER.pack(0, BLOCK_SIZE, 0, 0).ljust(BLOCK_SIZE, b"\0"))
@@ -270,7 +272,6 @@ class Directories:
         index.holes.discard(page)
         directory.size = max(directory.size, (page + 1) << PAGE_SHIFT)
         op.change(directory)
-        index.free.add(page << PAGE_SHIFT, BLOCK_SIZE)
         return page << PAGE_SHIFT
 
     def _place(self, directory: Inode, offset: int) -> int:

@@ -64,9 +64,10 @@ class FileOperations(XattrOperations):
         self._accessed(inode)
         return result
 
-    def write(self, inode: Inode, pos: int, data: Buffer) -> int:
+    def write(self, inode: Inode, pos: int, data: Buffer, *, set_times: bool = True) -> int:
         """Store *data* at byte *pos*; the number of bytes stored.
 
+        Not *set_times*: mtime and ctime stay, for the caller keeps them and sets them itself.
         Fewer than all when the image becomes full or the file reaches 16 TiB on the way. ENOSPC,
         EFBIG: not one byte fits. EROFS, EISDIR, EINVAL, EUCLEAN.
         """
@@ -79,7 +80,9 @@ class FileOperations(XattrOperations):
         done = 0
         while done < len(view):
             try:
-                count = self._write_some(inode, pos + done, view[done : done + WRITE_MAX])
+                count = self._write_some(
+                    inode, pos + done, view[done : done + WRITE_MAX], set_times
+                )
             except FsError as error:
                 if error.errno == errno.ENOSPC and done:
                     break
@@ -91,14 +94,15 @@ class FileOperations(XattrOperations):
             self.drop_reservations(inode)
         return done
 
-    def _write_some(self, inode: Inode, pos: int, view: memoryview) -> int:
+    def _write_some(self, inode: Inode, pos: int, view: memoryview, set_times: bool) -> int:
         with self.operation() as op:
             op.change(inode)
             if pos > inode.size:
                 self._zero_tail(inode)
             count = self.dax.write(inode, pos, view)
             inode.size = max(inode.size, pos + count)
-            op.modify(inode)
+            if set_times:
+                op.modify(inode)
         return count
 
     def _expect_file(self, inode: Inode) -> None:

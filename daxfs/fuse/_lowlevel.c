@@ -159,40 +159,91 @@ static PyObject *has_session(PyObject *module, PyObject *ignored)
 	return PyBool_FromLong(known);
 }
 
-PyDoc_STRVAR(invalidate_range_doc,
-"invalidate_range(ino, offset, length)\n--\n\n"
-"Take the pages of a range (bytes) of an inode back from the kernel, unmapping them everywhere.\n\n"
-"Returns 0 or a negative errno: -ENOENT, the kernel does not know the inode (any more); -ENOTCONN,\n"
-"there is no session. A dirty page is written first, and the call waits for that WRITE to be\n"
-"answered: call it from a thread of its own. The GIL is released meanwhile.");
+PyDoc_STRVAR(invalidate_doc,
+"invalidate(runs)\n--\n\n"
+"Take pages back from the kernel, unmapping them everywhere. *runs*: a list of (ino, start, end) in\n"
+"bytes, start < end.\n\n"
+"Returns (bytes, error): how much of it the kernel holds no more, an inode that it does not know\n"
+"included, and the errno of the last run that failed, or 0; ENOTCONN if there is no session. A dirty\n"
+"page is written first, and the call waits for that WRITE to be answered: call it from a thread of\n"
+"its own. The GIL is released for all of it.");
 
-static PyObject *invalidate_range(PyObject *module, PyObject *args)
-{
+struct run {
 	unsigned long long ino;
-	long long offset, length;
-	int result = -ENOTCONN;
+	long long start;
+	long long end;
+};
+
+/* The runs in *list*, which the caller frees; NULL with an exception set if it is not such a list. */
+static struct run *parse_runs(PyObject *list)
+{
+	Py_ssize_t i, count = PyList_GET_SIZE(list);
+	struct run *runs = PyMem_RawCalloc(count ? count : 1, sizeof(*runs));
+
+	if (!runs)
+		return (struct run *)PyErr_NoMemory();
+	for (i = 0; i < count; i++) {
+		PyObject *item = PyList_GET_ITEM(list, i);
+		struct run *run = &runs[i];
+
+		if (!PyTuple_Check(item)) {
+			PyErr_SetString(PyExc_TypeError, "a run is a tuple (ino, start, end)");
+			goto fail;
+		}
+		if (!PyArg_ParseTuple(item, "KLL", &run->ino, &run->start, &run->end))
+			goto fail;
+		/* To the kernel a length of 0 means "to the end", an offset < 0 "attributes only". */
+		if (run->start < 0 || run->end <= run->start) {
+			PyErr_SetString(PyExc_ValueError, "a run needs 0 <= start < end");
+			goto fail;
+		}
+	}
+	return runs;
+fail:
+	PyMem_RawFree(runs);
+	return NULL;
+}
+
+static PyObject *invalidate(PyObject *module, PyObject *args)
+{
+	PyObject *list;
+	Py_ssize_t i, count;
+	struct run *runs;
+	long long done = 0;
+	int error = 0;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "KLL:invalidate_range", &ino, &offset, &length))
+	if (!PyArg_ParseTuple(args, "O!:invalidate", &PyList_Type, &list))
 		return NULL;
-	/* For the kernel a length of 0 means "to the end" and a negative offset "attributes only". */
-	if (offset < 0 || length <= 0) {
-		PyErr_SetString(PyExc_ValueError, "offset must be >= 0 and length > 0");
+	count = PyList_GET_SIZE(list);
+	runs = parse_runs(list);
+	if (!runs)
 		return NULL;
-	}
 	Py_BEGIN_ALLOW_THREADS
-	pthread_rwlock_rdlock(&session_lock);
-	if (session)
-		result = fuse_lowlevel_notify_inval_inode(session, ino, offset, length);
-	pthread_rwlock_unlock(&session_lock);
+	for (i = 0; i < count; i++) {
+		const struct run *run = &runs[i];
+		int result = -ENOTCONN;
+
+		/* Taken for each run, so that the end of the session need not wait for all. */
+		pthread_rwlock_rdlock(&session_lock);
+		if (session)
+			result = fuse_lowlevel_notify_inval_inode(session, run->ino, run->start,
+								  run->end - run->start);
+		pthread_rwlock_unlock(&session_lock);
+		if (result == 0 || result == -ENOENT)
+			done += run->end - run->start;
+		else
+			error = -result;
+	}
+	PyMem_RawFree(runs);
 	Py_END_ALLOW_THREADS
-	return PyLong_FromLong(result);
+	return Py_BuildValue("Li", done, error);
 }
 
 static PyMethodDef methods[] = {
 	{"configure", configure, METH_VARARGS, configure_doc},
 	{"has_session", has_session, METH_NOARGS, has_session_doc},
-	{"invalidate_range", invalidate_range, METH_VARARGS, invalidate_range_doc},
+	{"invalidate", invalidate, METH_VARARGS, invalidate_doc},
 	{NULL, NULL, 0, NULL},
 };
 

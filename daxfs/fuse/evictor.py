@@ -5,6 +5,11 @@ They are returned with FUSE_NOTIFY_INVAL_INODE: over the budget the oldest, in l
 invalidation per request falls behind the reader); after 100 ms without a READ of a hole, all.
 No kernel counterpart: dax_load_hole() puts no page anywhere.
 
+A program may have stored to such a page, which then is dirty, and the kernel tells nobody. To
+invalidate dirty pages is slow (each is written by a WRITE of its own, and waited for), so where a
+file is open for writing a page at each end of 2 MiB is tried first. If one was dirty the rest is
+left to the kernel's write-back, whose WRITEs take it off the account, and tried again later.
+
 Invariants:
 
 - The notification runs in one thread of its own, with the GIL released. It waits for locked and
@@ -21,20 +26,28 @@ import logging
 import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import trio
 
 from daxfs.fuse.ledger import Ledger, Run
+from daxfs.units import PAGE_SIZE, PMD_SIZE, align_up
 
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.1
 """Without a READ of a hole for so long, all hole pages are taken back."""
 
-HARD_LIMIT_FACTOR = 4
-"""READs of holes wait while the kernel holds more than this many budgets."""
+RETRY_SECONDS = 5.0
+"""After so long what was dirty is tried again; the kernel writes dirty pages back meanwhile."""
+
+BATCH_BYTES = 4 << 20
+"""The most that the thread gets at a time, so that who waits for it need not wait for long."""
+
+HARD_LIMIT_FACTOR = 2
+"""READs of holes wait while the kernel would hold more than this many budgets."""
 
 WAITERS_MAX = 16
 """READs that may wait at a time: the event loop's other tasks must be able to serve WRITEs."""
@@ -42,8 +55,25 @@ WAITERS_MAX = 16
 WAIT_SECONDS_MAX = 0.5
 """The longest that one READ waits for the thread: a stuck evictor must not stop reading."""
 
-Invalidate = Callable[[int, int, int], int]
-"""(ino, start, end) -> 0 or -errno; may block; see ``lowlevel.invalidate_range``."""
+Invalidate = Callable[[list[Run]], tuple[int, int]]
+"""Takes runs back; may block; see ``lowlevel.invalidate``."""
+
+
+class _Batch(NamedTuple):
+    """What the thread is to take back."""
+
+    clean: list[Run]
+    wary: list[Run]
+    """Runs of files that may have been stored to."""
+
+
+class _Outcome(NamedTuple):
+    """What the thread did with a batch."""
+
+    evicted_bytes: int
+    dirty: list[Run]
+    """What was left, because it was stored to."""
+    error: int
 
 
 class Evictor:
@@ -52,20 +82,28 @@ class Evictor:
     def __init__(self, invalidate: Invalidate, budget: int, readahead: int) -> None:
         """*budget*: bytes of hole pages that may stay; *readahead*: bytes, the largest READ.
 
-        What is over the budget goes down to half of it, but the last READ stays: its pages are only
-        now being mapped by the program that asked for them.
+        What is over the budget goes by batches, the oldest first; but the last READ stays: its
+        pages are only now being mapped by the program that asked for them.
         """
         self.ledger = Ledger()
-        self.served_bytes = 0
         self.evicted_bytes = 0
         self._invalidate = invalidate
-        self._keep = max(budget // 2, readahead)
+        self._keep = max(budget // 2, budget - BATCH_BYTES, readahead)
         self._budget = max(budget, self._keep)
         self._hard_limit = max(HARD_LIMIT_FACTOR * self._budget, 4 * readahead)
-        self._batches: queue.SimpleQueue[list[Run] | None] = queue.SimpleQueue()
-        self._done: deque[tuple[int, int]] = deque()
+        self._writers: Counter[int] = Counter()
+        """How often each inode is open for writing."""
+        self._aside = Ledger()
+        """Ranges with dirty pages."""
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._done: deque[_Outcome] = deque()
         self._flight: list[Run] = []
         self._flight_bytes = 0
+        self._written: list[Run] = []
+        """What was written while a batch was under way."""
+        self._probe: Run | None = None
+        """What the thread invalidates at the moment, to learn whether it is dirty."""
+        self._probe_was_dirty = False
         self._landed = trio.Event()
         self._filled = trio.Event()
         self._last_read = 0.0
@@ -76,15 +114,30 @@ class Evictor:
     @property
     def held_bytes(self) -> int:
         """Bytes of hole pages that the kernel holds, as far as the daemon can know."""
-        return self.ledger.held + self._flight_bytes
+        return self.ledger.held + self._flight_bytes + self._aside.held
 
-    def reading(self) -> bool:
-        """Before a READ is served: hand over what is over the budget. True: it should wait."""
+    # --- what the handlers tell -------------------------------------------------------------------
+
+    def opened_for_writing(self, ino: int) -> None:
+        """A program may store to inode *ino* from now on."""
+        self._writers[ino] += 1
+
+    def closed_for_writing(self, ino: int) -> None:
+        """One of those that opened it has closed it, and unmapped it."""
+        self._writers[ino] -= 1
+        if not self._writers[ino]:
+            del self._writers[ino]
+
+    def reading(self, size: int) -> bool:
+        """Before a READ of *size* bytes is served: hand over what is over the budget.
+
+        True: the READ should ``wait``.
+        """
         if self._done:
             self._land()
         if self.ledger.held > self._budget and not self._flight:
             self._hand_over(self._keep)
-        return self.held_bytes > self._hard_limit
+        return self._is_over(size)
 
     async def wait(self, ino: int, start: int, end: int) -> None:
         """Hold a READ of [*start*, *end*) back until the thread has caught up.
@@ -97,9 +150,9 @@ class Evictor:
         try:
             with trio.move_on_after(WAIT_SECONDS_MAX):
                 while (
-                    self.held_bytes > self._hard_limit
+                    self._is_over(end - start)
                     and self._flight
-                    and not self._in_flight(ino, start, end)
+                    and not any(_overlap(run, (ino, start, end)) for run in self._flight)
                 ):
                     await self._landed.wait()
         finally:
@@ -111,10 +164,21 @@ class Evictor:
         The caller must not await between this and its return.
         """
         for start, end in holes:
-            self.served_bytes += end - start
             self.ledger.add(ino, start, end)
         self._last_read = time.monotonic()
         self._filled.set()
+
+    def changed(self, ino: int, start: int, end: int) -> None:
+        """Pages of [*start*, *end*) became blocks, or went: they are no hole pages any more."""
+        self.ledger.remove(ino, start, end)
+        self._aside.remove(ino, start, end)
+        if self._flight:
+            self._written.append((ino, start, end))
+            probe = self._probe
+            if probe is not None and _overlap(probe, (ino, start, end)):
+                self._probe_was_dirty = True
+
+    # --- the tasks --------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """The idle task; it also owns the thread. Ends when it is cancelled or after ``close``."""
@@ -125,16 +189,24 @@ class Evictor:
         self._thread.start()
         try:
             while not self._closing:
-                await self._filled.wait()
+                with trio.move_on_after(RETRY_SECONDS if self._aside.held else float("inf")):
+                    await self._filled.wait()
                 self._filled = trio.Event()
                 while (rest := self._last_read + IDLE_SECONDS - time.monotonic()) > 0:
                     await trio.sleep(rest)
-                while self._flight:
-                    await self._landed.wait()
-                if not self._closing:
-                    self._hand_over(0)
+                await self._empty()
         finally:
             self._batches.put(None)
+
+    async def _empty(self) -> None:
+        """Take everything back."""
+        for ino, start, end in self._aside.take(0):
+            self.ledger.add(ino, start, end)
+        while (self.ledger.held or self._flight) and not self._closing:
+            if self._flight:
+                await self._landed.wait()
+            else:
+                self._hand_over(0)
 
     async def close(self) -> None:
         """Hand nothing over any more, and wait for the batch that is under way."""
@@ -150,29 +222,40 @@ class Evictor:
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    def _in_flight(self, ino: int, start: int, end: int) -> bool:
-        return any(
-            ino == other and start < run_end and run_start < end
-            for other, run_start, run_end in self._flight
-        )
+    # --- batches ----------------------------------------------------------------------------------
+
+    def _is_over(self, size: int) -> bool:
+        """Whether *size* bytes more are too much for the kernel to hold."""
+        return self.ledger.held + self._flight_bytes + size > self._hard_limit
 
     def _hand_over(self, keep: int) -> None:
         if self._closing:
             return
-        runs = self.ledger.take(keep)
+        runs = self.ledger.take(max(keep, self.ledger.held - BATCH_BYTES))
         if runs:
             self._flight = runs
             self._flight_bytes = sum(end - start for _, start, end in runs)
-            self._batches.put(runs)
+            writers = self._writers
+            self._batches.put(
+                _Batch(
+                    [run for run in runs if run[0] not in writers],
+                    [run for run in runs if run[0] in writers],
+                )
+            )
 
     def _land(self) -> None:
         """On the loop, after the thread has done a batch."""
         if not self._done:
             return
-        evicted_bytes, error = self._done.popleft()
+        evicted_bytes, dirty, error = self._done.popleft()
         self.evicted_bytes += evicted_bytes
         self._flight = []
         self._flight_bytes = 0
+        for run in dirty:
+            self._aside.add(*run)
+        for run in self._written:
+            self._aside.remove(*run)
+        self._written.clear()
         if error in (errno.ENODEV, errno.ENOTCONN):
             self._closing = True  # unmounted or aborted: there is no page left to take back
         elif error:
@@ -182,20 +265,54 @@ class Evictor:
         if self.ledger.held > self._budget:
             self._hand_over(self._keep)
 
+    # --- the thread -------------------------------------------------------------------------------
+
     def _serve(self, token: trio.lowlevel.TrioToken) -> None:
-        """The thread: invalidate batches until None comes."""
-        while (runs := self._batches.get()) is not None:
-            evicted_bytes = 0
-            failed = 0
-            for ino, start, end in runs:
-                result = self._invalidate(ino, start, end)
-                # ENOENT: the kernel has forgotten the inode, and its pages with it.
-                if result in (0, -errno.ENOENT):
-                    evicted_bytes += end - start
-                else:
-                    failed = -result
-            self._done.append((evicted_bytes, failed))
+        """Invalidate batches until None comes."""
+        while (batch := self._batches.get()) is not None:
+            self._done.append(self._evict(batch))
             try:
                 token.run_sync_soon(self._land)
             except trio.RunFinishedError:
                 return
+
+    def _evict(self, batch: _Batch) -> _Outcome:
+        evicted_bytes, error = self._invalidate(batch.clean) if batch.clean else (0, 0)
+        dirty: list[Run] = []
+        for piece in _pieces(batch.wary):
+            if dirty and dirty[-1][0] == piece[0]:
+                dirty.append(piece)  # the neighbourhood is being stored to: do not try each
+                continue
+            for part in _samples(piece):
+                self._probe_was_dirty = False
+                self._probe = part
+                done, failed = self._invalidate([part])
+                self._probe = None
+                error = failed or error
+                if self._probe_was_dirty and part is not piece:
+                    dirty.append(piece)
+                    break
+            else:
+                evicted_bytes += done
+        return _Outcome(evicted_bytes, dirty, error)
+
+
+def _overlap(one: Run, other: Run) -> bool:
+    return one[0] == other[0] and one[1] < other[2] and other[1] < one[2]
+
+
+def _pieces(runs: list[Run]) -> Iterator[Run]:
+    """*runs* cut at multiples of 2 MiB."""
+    for ino, start, end in runs:
+        while start < end:
+            cut = min(end, align_up(start + 1, PMD_SIZE))
+            yield ino, start, cut
+            start = cut
+
+
+def _samples(piece: Run) -> tuple[Run, ...]:
+    """What to invalidate of *piece*, one after the other: a page at each end, then all."""
+    ino, start, end = piece
+    if end - start <= 2 * PAGE_SIZE:
+        return (piece,)
+    return (ino, start, start + PAGE_SIZE), (ino, end - PAGE_SIZE, end), piece

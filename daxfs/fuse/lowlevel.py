@@ -32,7 +32,9 @@ _extension = _load()
 
 import pyfuse3  # noqa: E402  (only now may libfuse's functions be looked up)
 
-__all__ = ["configure", "invalidate_range", "missing", "pyfuse3"]
+from daxfs.fuse.ledger import Run  # noqa: E402
+
+__all__ = ["configure", "invalidate", "missing", "pyfuse3"]
 
 
 def configure(max_readahead_bytes: int) -> None:
@@ -52,17 +54,22 @@ def missing() -> str | None:
     return f"{reason}: hole pages are evicted by whole files, and INIT is left as pyfuse3 does it"
 
 
-def invalidate_range(ino: int, start: int, end: int) -> int:
-    """Take the kernel's pages of [*start*, *end*) (bytes) of inode *ino* back, unmapping them.
+def invalidate(runs: list[Run]) -> tuple[int, int]:
+    """Take the kernel's pages of *runs*, (ino, start, end) in bytes, back, unmapping them.
 
-    Waits for the WRITE of a dirty page, so it must not run on the event loop's thread. Returns 0 or
-    a negative errno: -ENOENT, the kernel has forgotten the inode; -ENOTCONN or -ENODEV, the mount
-    is gone. (fuse_lowlevel_notify_inval_inode)
+    Waits for the WRITE of a dirty page, so it must not run on the event loop's thread. Returns how
+    many bytes the kernel holds no more (it may have forgotten the inode: ENOENT), and the errno of
+    what failed last, or 0; ENOTCONN or ENODEV: the mount is gone.
     """
     if _extension is not None and _extension.has_session():
-        return int(_extension.invalidate_range(ino, start, end - start))
-    try:
-        pyfuse3.invalidate_inode(ino)
-    except OSError as error:
-        return -(error.errno or errno.EIO)
-    return 0
+        done, error = _extension.invalidate(runs)
+        return int(done), int(error)
+    gone: dict[int, int] = {}
+    for ino in {ino for ino, _, _ in runs}:
+        try:
+            pyfuse3.invalidate_inode(ino)
+            gone[ino] = 0
+        except OSError as failure:
+            gone[ino] = failure.errno or errno.EIO
+    done = sum(end - start for ino, start, end in runs if gone[ino] in (0, errno.ENOENT))
+    return done, next((code for code in gone.values() if code not in (0, errno.ENOENT)), 0)

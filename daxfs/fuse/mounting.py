@@ -6,6 +6,7 @@ Invariant: after the mount is attached, nothing here touches a path on it from t
 loop; what may (umount2, fusermount3, sync) runs in a thread or a process of its own.
 """
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -19,16 +20,20 @@ from pathlib import Path
 from typing import Final
 
 from daxfs.errors import CommandError, MountExit
+from daxfs.fuse import preflight
 from daxfs.fuse.lowlevel import pyfuse3
-from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mount_at
+from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mount_at, mounts_of
 from daxfs.fuse.options import MountOptions
 
 log = logging.getLogger(__name__)
 
 DEVICE: Final = "/dev/fuse"
 FUSE_CONF: Final = "/etc/fuse.conf"
+MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+
+_REFUSALS = (os.strerror(errno.EPERM), os.strerror(errno.EACCES))
 
 
 class _Argument(str):
@@ -55,6 +60,8 @@ def check_mountpoint(mountpoint: str) -> str:
     entry = mount_at(path) if not os.path.islink(path) else None
     try:
         status = os.stat(path)
+        if entry is not None:
+            os.statvfs(path)  # asks the daemon, where the attributes may be cached
     except OSError as error:
         if error.errno != errno.ENOTCONN or entry is None or entry.fstype != FSTYPE:
             raise failure(_cannot_stat(mountpoint, error)) from None
@@ -80,12 +87,10 @@ def _cannot_stat(mountpoint: str, error: OSError) -> str:
 
 def check_fuse(options: MountOptions) -> None:
     """CommandError where this process cannot make a FUSE mount with *options*."""
-    root = os.geteuid() == 0
-    try:
-        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        raise failure(_no_device(error)) from None
-    if root:
+    problem = preflight.why_not(preflight.rights(DEVICE))
+    if problem is not None:
+        raise failure(problem)
+    if os.geteuid() == 0:
         return
     if not any(
         os.access(os.path.join(folder, "fusermount3"), os.X_OK)
@@ -96,16 +101,6 @@ def check_fuse(options: MountOptions) -> None:
         raise failure(
             f"option allow_other: only root may use it, unless {FUSE_CONF} says user_allow_other"
         )
-
-
-def _no_device(error: OSError) -> str:
-    if error.errno == errno.ENOENT:
-        return f"{DEVICE} is missing: load the module (modprobe fuse) or give it to the container"
-    if error.errno in (errno.ENODEV, errno.ENXIO):
-        return f"{DEVICE}: the kernel has no FUSE: load the module (modprobe fuse)"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{DEVICE}: permission denied: have root allow its use (chmod 666 {DEVICE})"
-    return f"{DEVICE}: {error.strerror}"
 
 
 def _user_allow_other() -> bool:
@@ -173,12 +168,27 @@ def _why_not(mountpoint: str, said: str) -> str:
     """One line of what libfuse and fusermount3 *said*."""
     lines = [line.partition(": ")[2] or line for line in said.splitlines()]
     text = lines[-1] if lines else "mount failed"
-    if "Operation not permitted" in text and os.geteuid() == 0:
-        return (
-            f"{mountpoint}: {text}: mounting needs the capability SYS_ADMIN "
-            "(in a container: --cap-add SYS_ADMIN --device /dev/fuse)"
+    if text.endswith(_REFUSALS) and preflight.in_container():
+        # Nothing is missing (check_fuse), so it is the profile.
+        text += (
+            ": the container's security profile forbids mounting: start it with "
+            "--security-opt apparmor=unconfined"
         )
     return f"{mountpoint}: {text}"
+
+
+def abort(device: str) -> None:
+    """End the connection of the mount *device*: every request in the kernel fails, nothing waits.
+
+    For mounts that nobody serves any more. Does nothing where it is not allowed.
+    """
+    number = device.partition(":")[2]
+    with contextlib.suppress(OSError):
+        Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
+    for entry in mounts_of(device):
+        if os.geteuid() == 0:
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.umount2(os.fsencode(entry.mountpoint), UMOUNT_NOFOLLOW | MNT_FORCE)
 
 
 def detach(entry: MountEntry, *, lazy: bool) -> None:

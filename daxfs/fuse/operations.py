@@ -16,6 +16,7 @@ times, blocks), READ (atime), SETATTR, SETXATTR, changes of a directory, and evi
 
 import errno
 import itertools
+import os
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -25,16 +26,19 @@ import trio
 
 from daxfs.dax.mapping import EntryLocked
 from daxfs.dax.rw import Buffer
+from daxfs.dax.zero_page import ZERO
 from daxfs.errors import CorruptionError, FsError
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
 from daxfs.fs.super import FileSystem
+from daxfs.fuse.control import CONTROL_XATTR
 from daxfs.fuse.errmap import handler
 from daxfs.fuse.evictor import Evictor
 from daxfs.fuse.lowlevel import pyfuse3
 from daxfs.fuse.options import MountOptions
 from daxfs.fuse.poll import Poller
+from daxfs.fuse.zeroes import repeated_page
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.units import SECTOR_SIZE
 
@@ -44,17 +48,13 @@ TIMEOUT_SECONDS: Final = 3600.0
 """How long the kernel may trust a name or the attributes of an inode."""
 
 WRITEBACK_TIMEOUT_SECONDS: Final = 0.0
-"""The same for attributes under dax=never: with its write-back cache the kernel keeps the number of
-blocks of a file when it writes pages, and nothing tells it that the number has changed."""
+"""The same for the attributes of files under dax=never: with its write-back cache the kernel keeps
+the number of blocks that it knows when it writes pages, though that changes the number."""
 
-CONTROL_XATTR: Final = b"user.daxfs.control"
-"""The attribute of the mount's root that says where the control socket is; see control.py."""
+_CONTROL_XATTR: Final = CONTROL_XATTR.encode()
 
 SETTLE_SECONDS: Final = 0.02
 """How long to wait for the FORGETs of deleted files."""
-
-SMALL_REQUEST: Final = 32 << 10
-"""READs and WRITEs up to this many bytes are waited for one by one, so polling helps them."""
 
 
 class Operations(pyfuse3.Operations):
@@ -81,10 +81,13 @@ class Operations(pyfuse3.Operations):
         self._poller = poller
         self._control = control_path.encode()
         self._remount_ro = options.errors == "remount-ro"
-        self._attr_timeout = (
+        self._file_timeout = (
             WRITEBACK_TIMEOUT_SECONDS if self.enable_writeback_cache else TIMEOUT_SECONDS
         )
+        self._zeroes = repeated_page()
         self._handles: dict[int, Inode] = {}
+        self._writable: set[int] = set()
+        """Handles through which the file can be written, or stored to."""
         self._next_handle = itertools.count(1)
         self._leaving: set[int] = set()
         """Inodes without links and open files whose FORGET has not come yet."""
@@ -115,7 +118,7 @@ class Operations(pyfuse3.Operations):
         entry.st_ino = inode.ino
         entry.generation = inode.generation
         entry.entry_timeout = TIMEOUT_SECONDS
-        entry.attr_timeout = self._attr_timeout
+        entry.attr_timeout = self._file_timeout if inode.is_reg else TIMEOUT_SECONDS
         entry.st_mode = inode.mode
         entry.st_nlink = inode.nlink
         entry.st_uid = inode.uid
@@ -143,11 +146,23 @@ class Operations(pyfuse3.Operations):
                 raise
             return None
 
-    def _opened(self, inode: Inode) -> int:
+    def _opened(self, inode: Inode, flags: int = os.O_RDONLY) -> int:
         """A handle for *inode*, which was opened."""
         handle = next(self._next_handle)
         self._handles[handle] = inode
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self._writable.add(handle)
+            self._evictor.opened_for_writing(inode.ino)
         return handle
+
+    def _closed(self, handle: int) -> None:
+        """Let *handle* go."""
+        inode = self._handles.pop(handle)
+        if handle in self._writable:
+            self._writable.remove(handle)
+            self._evictor.closed_for_writing(inode.ino)
+        self._fs.release(inode)
+        self._unlinked(inode)
 
     async def _run(self, operation: Callable[[], T]) -> T:
         """Run *operation*, an operation of FileSystem that either changes all or nothing.
@@ -231,7 +246,7 @@ class Operations(pyfuse3.Operations):
         inode = await self._run(lambda: self._fs.create(directory, name, mode, _cred(ctx)))
         entry = self._entry(inode)
         self._fs.open(inode)
-        return pyfuse3.FileInfo(fh=self._opened(inode)), entry
+        return pyfuse3.FileInfo(fh=self._opened(inode, flags)), entry
 
     @handler
     async def mknod(
@@ -345,9 +360,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def releasedir(self, fh: int) -> None:
         """RELEASEDIR."""
-        inode = self._handles.pop(fh)
-        self._fs.release(inode)
-        self._unlinked(inode)
+        self._closed(fh)
 
     # --- attributes -------------------------------------------------------------------------------
 
@@ -400,7 +413,7 @@ class Operations(pyfuse3.Operations):
     @handler
     async def getxattr(self, inode: int, name: bytes, ctx: "pyfuse3.RequestContext") -> bytes:
         """GETXATTR."""
-        if inode == ROOT_INO and name == CONTROL_XATTR:
+        if inode == ROOT_INO and name == _CONTROL_XATTR:
             return self._control
         return self._fs.getxattr(self._fs.iget(inode), name)
 
@@ -429,7 +442,7 @@ class Operations(pyfuse3.Operations):
 
     @staticmethod
     def _expect_settable(ino: int, name: bytes) -> None:
-        if ino == ROOT_INO and name == CONTROL_XATTR:
+        if ino == ROOT_INO and name == _CONTROL_XATTR:
             raise FsError(errno.EPERM)
 
     # --- files ------------------------------------------------------------------------------------
@@ -441,35 +454,38 @@ class Operations(pyfuse3.Operations):
         """OPEN; the pages of an earlier open stay, for nobody else changes the file."""
         file = self._fs.iget(inode)
         await self._run(lambda: self._fs.open(file, flags))
-        return pyfuse3.FileInfo(fh=self._opened(file))
+        return pyfuse3.FileInfo(fh=self._opened(file, flags))
 
     @handler
     async def release(self, fh: int) -> None:
-        """RELEASE."""
-        inode = self._handles.pop(fh)
-        self._fs.release(inode)
-        self._unlinked(inode)
+        """RELEASE: the last descriptor and the last mapping of an open file are gone."""
+        self._closed(fh)
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Buffer:
         """READ; that of a hole waits when the evictor is far behind."""
         inode = self._handles[fh]
-        if inode.is_dax and self._evictor.reading():
+        if inode.is_dax and self._evictor.reading(size):
             await self._evictor.wait(inode.ino, off, off + size)
         buffer, holes = self._fs.read(inode, off, size)
         if holes and inode.is_dax:
             self._evictor.served(inode.ino, holes)
-        if size <= SMALL_REQUEST:
-            self._poller.note()
+        if type(buffer) is memoryview and buffer.obj is ZERO.obj:
+            buffer = self._zeroes[: len(buffer)]
+        self._poller.note(size)
         return buffer
 
     @handler
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        """WRITE, of a program or of the kernel that writes dirty pages back."""
+        """WRITE, of a program or of the kernel that writes dirty pages back.
+
+        With the write-back cache the kernel sets the times when a program writes, and tells them
+        by SETATTR; the time of the write-back is none of the file's.
+        """
         inode = self._handles[fh]
-        written = await self._run(lambda: self._fs.write(inode, off, buf))
-        if len(buf) <= SMALL_REQUEST:
-            self._poller.note()
+        set_times = not self.enable_writeback_cache
+        written = await self._run(lambda: self._fs.write(inode, off, buf, set_times=set_times))
+        self._poller.note(len(buf))
         return written
 
     @handler

@@ -7,6 +7,7 @@ uses is replaced in pyfuse3, as its own asyncio support does, by one that
 - goes on without a trip through the event loop while requests are pending,
 - polls the device for a window after a small request that came soon after the one before, so that
   the next request finds the daemon running (the block layer's and io_uring's adaptive polling),
+- sleeps for a moment on the device alone after a large request, which the next one follows,
 - otherwise waits as trio does. An idle mount, or one with rare requests, uses no processor time.
 
 Invariant: other tasks of the event loop run at least every YIELD_NS while requests keep coming.
@@ -25,6 +26,10 @@ from daxfs.fuse.lowlevel import pyfuse3
 
 YIELD_NS: Final = 2_000_000
 """How long requests are taken without a turn for other tasks."""
+STREAM_MS: Final = 1
+"""How long to wait for the request after a large one."""
+SMALL_REQUEST: Final = 32 << 10
+"""READs and WRITEs up to this many bytes are waited for one by one, so polling helps them."""
 
 
 class _ReadLock:
@@ -53,6 +58,7 @@ class Poller:
         self._window_ns = window_us * 1000
         self._last_ns = 0
         self._busy = False
+        self._streaming = False
         self._yielded_ns = 0
         self._poll = select.poll()
         self._fd = -1
@@ -71,11 +77,13 @@ class Poller:
         finally:
             pyfuse3.trio = stock  # type: ignore[attr-defined]
 
-    def note(self) -> None:
-        """A small request, one that a program waits for, was served just now."""
-        now_ns = time.monotonic_ns()
-        self._busy = now_ns - self._last_ns < self._window_ns
-        self._last_ns = now_ns
+    def note(self, size: int = 0) -> None:
+        """A request that moves *size* bytes was served just now."""
+        self._streaming = size > SMALL_REQUEST
+        if not self._streaming:
+            now_ns = time.monotonic_ns()
+            self._busy = now_ns - self._last_ns < self._window_ns
+            self._last_ns = now_ns
 
     async def wait_readable(self, fd: int) -> None:
         """Return when *fd* may be readable: the place of trio.lowlevel.wait_readable."""
@@ -84,7 +92,8 @@ class Poller:
             self._poll.register(fd, select.POLLIN)
         now_ns = time.monotonic_ns()
         if now_ns - self._yielded_ns < YIELD_NS:
-            if self._poll.poll(0):
+            streaming, self._streaming = self._streaming, False
+            if self._poll.poll(STREAM_MS if streaming else 0):
                 return
             if self._busy:
                 end_ns = self._last_ns + self._window_ns

@@ -23,7 +23,7 @@ import trio
 from daxfs.errors import CommandError, MountExit
 from daxfs.fs.super import FileSystem
 from daxfs.fuse import lowlevel, mounting
-from daxfs.fuse.control import Answers, Server
+from daxfs.fuse.control_server import Answers, Server
 from daxfs.fuse.evictor import Evictor
 from daxfs.fuse.lowlevel import pyfuse3
 from daxfs.fuse.mountinfo import MountEntry, mounts_of
@@ -71,7 +71,7 @@ def run(
 
         def on_change(ino: int, start: int, end: int, kind: str) -> None:
             if session is not None:
-                session.evictor.ledger.remove(ino, start, end)
+                session.evictor.changed(ino, start, end)
 
         try:
             fs = FileSystem.mount(
@@ -154,7 +154,7 @@ class Session:
     ) -> None:
         self.fs = fs
         self.options = options
-        self.evictor = Evictor(lowlevel.invalidate_range, options.hole_cache, options.readahead)
+        self.evictor = Evictor(lowlevel.invalidate, options.hole_cache, options.readahead)
         self._image_spec = image_spec
         self._mountpoint = mountpoint
         self._poller = Poller(options.poll)
@@ -213,7 +213,10 @@ class Session:
     async def _housekeeping(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_SECONDS)
-            self.fs.blocks.flush_discards()
+            try:
+                self.fs.blocks.flush_discards()
+            except OSError as error:
+                log.warning("freed blocks were not given back to the host: %s", error)
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -256,9 +259,12 @@ class Session:
         pyfuse3.terminate()
 
     def _leave(self, entry: MountEntry) -> None:
-        """After the event loop: leave neither a mount nor a session."""
+        """After the event loop: leave neither a mount nor a session.
+
+        It is mounted still where the connection was aborted or an error has ended the loop.
+        """
+        mounting.abort(entry.device)
         for place in reversed(mounts_of(entry.device)):
-            # Aborted, or ended by an error: nothing serves it any more, so it must go unasked.
             try:
                 mounting.detach(place, lazy=True)
             except OSError as error:

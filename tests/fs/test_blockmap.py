@@ -255,6 +255,15 @@ def test_a_node_that_is_in_the_tree_twice_is_found_when_cutting(maps: Maps) -> N
         maps.map.clear(tx, maps.root, 0)
 
 
+def test_a_leaf_that_both_edges_of_a_cut_share_is_damage(maps: Maps) -> None:
+    maps.write(0, 9)
+    maps.write(512, 9)
+    top = maps.map._root(maps.root)[1] * 4096
+    maps.persist.store_u64(top + 8, maps.persist.load_u64(top))
+    with pytest.raises(CorruptionError), maps.journal.begin() as tx:
+        maps.map.clear(tx, maps.root, 5, 515)
+
+
 def test_cutting_a_huge_sparse_tree_logs_a_bounded_amount(maps: Maps) -> None:
     for base in range(0, PAGES_MAX, PAGES_MAX // 64):
         maps.write(base + 7, 2)

@@ -190,16 +190,21 @@ def test_an_empty_block_that_fsck_left_is_used_again(box: FsBox) -> None:
     assert sorted(box.names(folder)) == names
 
 
-def test_free_space_finds_the_smallest_record_that_fits() -> None:
+def test_free_space_gives_the_smallest_record_that_fits_and_joins_neighbours() -> None:
     free = FreeSpace()
     for offset, size in ((0, 24), (64, 16), (128, 512), (1024, 40)):
-        free.add(offset, size)
-    assert free.find(16) == 64
-    assert free.find(24) == 0
-    assert free.find(32) == 1024
-    assert free.find(48) == 128
-    assert free.find(1024) is None
+        assert free.release(offset, size) == (offset, size)
+    assert free.take(1024) is None
+    assert free.take(32) == (1024, 40)
     assert free.release(24, 40) == (0, 80)
-    assert free.find(16) == 1024 or free.find(16) == 0
-    assert free.release(4096 - 8, 8) == (4088, 8)
-    assert free.release(4096, 8) == (4096, 8)
+    assert free.take(48) == (0, 80)
+    assert free.take(16) == (128, 512)
+    assert free.take(8) is None
+
+
+def test_free_space_is_not_joined_across_blocks() -> None:
+    free = FreeSpace()
+    assert free.release(PAGE - 8, 8) == (PAGE - 8, 8)
+    assert free.release(PAGE, 8) == (PAGE, 8)
+    assert free.release(2 * PAGE - 8, 8) == (2 * PAGE - 8, 8)
+    assert free.release(PAGE + 8, PAGE - 16) == (PAGE, PAGE)

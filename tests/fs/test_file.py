@@ -256,6 +256,11 @@ def test_fsync_cleans_the_dirty_entries_and_can_leave_the_fence_to_the_caller(bo
     assert box.fs.write(file, 0, b"y") == 1
     assert file.mapping.has_dirty()
     assert other.mapping.has_dirty()
+    writeback = box.fs.fsync(other, fence=False)
+    with pytest.raises(OSError, match="locked"):
+        box.fs.sync()
+    writeback.finish()
+    assert box.fs.write(file, 0, b"z") == 1
     box.fs.sync()
     assert not file.mapping.has_dirty()
     assert not other.mapping.has_dirty()

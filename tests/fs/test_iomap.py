@@ -4,7 +4,7 @@ import pytest
 from fsbox import PAGE, ROOT, FsBox
 
 from daxfs.dax.iomap import IOMAP_WRITE, IOMAP_ZERO, IomapType
-from daxfs.ondisk.mapentry import UNWRITTEN
+from daxfs.ondisk.mapentry import HUGE, UNWRITTEN
 
 
 def test_holes_and_blocks_are_told_as_long_as_they_are(box: FsBox) -> None:
@@ -57,6 +57,22 @@ def test_unwritten_blocks_read_as_zeroes_and_a_write_uses_them(box: FsBox) -> No
     box.fs.write(file, 10, b"abc")
     assert box.data(file) == bytes(10) + b"abc" + bytes(PAGE - 13)
     assert (file.map_root >> 12, box.free()) == (block, free)
+
+
+def test_a_write_into_an_unwritten_huge_entry_splits_it(box: FsBox) -> None:
+    box.remount()
+    file = box.file(b"f")
+    box.fs.open(file)
+    box.fs.write(file, 2 << 20, b"\xdb" * (2 << 20))
+    place = (file.map_root >> 12 << 12) + 8
+    value = box.persist.load_u64(place)
+    assert value & HUGE
+    box.persist.store_u64(place, value | UNWRITTEN)
+    file.mapping.remove_range(0, 1024)
+    box.fs.write(file, 3 << 20, b"abc")
+    assert box.data(file)[2 << 20 :] == bytes(1 << 20) + b"abc" + bytes((1 << 20) - 3)
+    assert file.blocks == 512 + 2
+    box.fs.release(file)
 
 
 @pytest.mark.parametrize("start", [0, 600 * PAGE])

@@ -266,6 +266,22 @@ def test_written_data_reads_back_in_every_dax_mode(make_mount: MakeMount, dax: s
     assert (mount.path / "f").read_bytes() == expected
 
 
+@pytest.mark.parametrize("dax", ["always", "never"])
+def test_times_of_a_write_survive_the_write_back(make_mount: MakeMount, dax: str) -> None:
+    mount = make_mount(f"dax={dax}")
+    with opened(mount.path / "f", os.O_CREAT | os.O_RDWR) as fd:
+        os.write(fd, b"x" * 100_000)
+        os.fsync(fd)
+        os.utime(fd, ns=(1, 2))
+        os.pwrite(fd, b"y", 5)
+    status = (mount.path / "f").stat()
+    assert status.st_mtime_ns > 2
+    time.sleep(0.1)
+    mount.remount()
+    again = (mount.path / "f").stat()
+    assert (again.st_mtime_ns, again.st_ctime_ns) == (status.st_mtime_ns, status.st_ctime_ns)
+
+
 @pytest.mark.parametrize(("option", "kilobytes"), [("", 1024), ("readahead=256K", 256)])
 def test_root_raises_readahead(
     make_mount: MakeMount, as_root: None, option: str, kilobytes: int

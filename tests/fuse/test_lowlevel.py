@@ -1,0 +1,32 @@
+"""The companion extension, as far as it shows without a mount."""
+
+import errno
+
+import pytest
+
+from daxfs.fuse import lowlevel
+
+
+@pytest.fixture(autouse=True)
+def _needs_extension() -> None:
+    if lowlevel._extension is None:
+        pytest.skip("the extension was not built")
+
+
+def test_without_a_session_there_is_an_error_and_no_crash() -> None:
+    assert lowlevel._extension.invalidate([(1, 0, 4096)]) == (0, errno.ENOTCONN)
+    assert lowlevel._extension.invalidate([]) == (0, 0)
+    assert not lowlevel._extension.has_session()
+    assert lowlevel.missing() is not None
+
+
+@pytest.mark.parametrize("run", [(1, 0, 0), (1, -1, 4096), (1, 4096, 0)])
+def test_runs_that_mean_something_else_to_the_kernel_are_refused(run: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="start < end"):
+        lowlevel._extension.invalidate([(1, 0, 4096), run])
+
+
+@pytest.mark.parametrize("runs", [((1, 0, 4096),), [[1, 0, 4096]], [(1, 0)], [("1", 0, 4096)]])
+def test_anything_but_a_list_of_runs_is_refused(runs: object) -> None:
+    with pytest.raises(TypeError):
+        lowlevel._extension.invalidate(runs)
