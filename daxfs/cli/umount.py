@@ -10,7 +10,7 @@ import click
 from daxfs.cli.command import PATH, ExitCodes, command
 from daxfs.cli.mounts import find_mount
 from daxfs.errors import CommandError, MountExit
-from daxfs.fuse.mountinfo import MountEntry, mounts_of
+from daxfs.fuse.mountinfo import MountEntry, same_filesystem
 
 _CODES = ExitCodes(
     usage=MountExit.USAGE,
@@ -45,7 +45,7 @@ def umount(mountpoint: str) -> None:
                 MountExit.FAILED,
             ) from error
         detach(entry, lazy=True)
-    if not mounts_of(entry.device):
+    if not same_filesystem(entry):
         for holder in holders:
             _wait_for(holder, entry.source)
 

@@ -31,31 +31,58 @@ def mount_in_foreground(
 def mount_in_background(
     image_spec: str, mountpoint: str, options: MountOptions, *, size: int | None
 ) -> None:
-    """Return when the mount is usable; a daemon serves it. Raises CommandError, and no daemon."""
+    """Return when the mount is usable; a daemon serves it. Raises CommandError, and no daemon.
+
+    The process is expected to end soon: SIGINT is ignored afterwards, since the mount is made.
+    """
     # The daemon works in another directory.
     image_spec, mountpoint = session.absolute(image_spec), os.path.abspath(mountpoint)
-    reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    reader, writer = os.pipe()
+    parent = _Parent(reader)
+    signal.signal(signal.SIGINT, parent.interrupt)
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _detach_from_terminal()
         _serve(image_spec, mountpoint, options, size, writer)
     os.close(writer)
     os.waitpid(child, 0)
-    with open(reader, "rb") as pipe:
-        pid = json.loads(pipe.readline() or b"0")
-        try:
-            line = pipe.readline()
-        except KeyboardInterrupt:
+    parent.wait()
+
+
+class _Parent:
+    """The waiting side. An interrupt never cuts a line: it is kept until it can be acted upon."""
+
+    def __init__(self, reader: int) -> None:
+        self._pipe = os.fdopen(reader, "rb")
+        self._daemon = 0
+        self._interrupted = False
+
+    def interrupt(self, number: int, frame: object) -> None:
+        """The handler of SIGINT: end the daemon."""
+        self._interrupted = True
+        if self._daemon:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            pipe.read()  # until the daemon, which has the other end, is gone
-            raise
-        verdict = json.loads(line or b'{"error": "the daemon died", "code": 4}')
-        pipe.read()
-    if verdict:
-        raise CommandError(verdict["error"], verdict["code"])
+                os.kill(self._daemon, signal.SIGTERM)
+
+    def wait(self) -> None:
+        """Return when the daemon is ready. Raises CommandError, KeyboardInterrupt."""
+        self._daemon = json.loads(self._pipe.readline() or b"0")
+        if self._interrupted:
+            self.interrupt(signal.SIGINT, None)
+        line = self._pipe.readline()
+        if not self._interrupted:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._pipe.read()  # a daemon that is not ready has the other end until it is gone
+        if self._interrupted:
+            raise KeyboardInterrupt
+        verdict = json.loads(line or b"null")
+        if verdict is None:
+            raise CommandError("the daemon died: its log may tell why", MountExit.INTERNAL)
+        if verdict:
+            raise CommandError(verdict["error"], verdict["code"])
 
 
 def _detach_from_terminal() -> None:

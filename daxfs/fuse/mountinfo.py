@@ -64,6 +64,20 @@ def mounts_of(device: str) -> list[MountEntry]:
     return [entry for entry in mounts() if entry.device == device]
 
 
+def same_filesystem(entry: MountEntry) -> list[MountEntry]:
+    """The mounts of the daxfs that *entry* was once found to be; none if it is unmounted.
+
+    Its device number alone proves nothing: after an unmount the next FUSE mount may get it at once.
+    No two mounts have one image file; of those of images in memory the place decides.
+    """
+    return [
+        other
+        for other in mounts_of(entry.device)
+        if (other.fstype, other.source) == (entry.fstype, entry.source)
+        and (os.path.isabs(entry.source) or other.mountpoint == entry.mountpoint)
+    ]
+
+
 def _unescape(raw: bytes) -> str:
     """A field in which space, tab, newline and backslash are written in octal."""
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), raw))

@@ -22,7 +22,7 @@ from typing import Final
 from daxfs.errors import CommandError, MountExit
 from daxfs.fuse import preflight
 from daxfs.fuse.lowlevel import pyfuse3
-from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mount_at, mounts_of
+from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mount_at, same_filesystem
 from daxfs.fuse.options import MountOptions
 
 log = logging.getLogger(__name__)
@@ -177,18 +177,18 @@ def _why_not(mountpoint: str, said: str) -> str:
     return f"{mountpoint}: {text}"
 
 
-def abort(device: str) -> None:
-    """End the connection of the mount *device*: every request in the kernel fails, nothing waits.
+def abort(entry: MountEntry) -> None:
+    """End the connection of *entry*: every request in the kernel fails, nothing waits.
 
-    For mounts that nobody serves any more. Does nothing where it is not allowed.
+    For mounts that nobody serves any more. Does nothing where it is not mounted any more, or where
+    it is not allowed.
     """
-    number = device.partition(":")[2]
-    with contextlib.suppress(OSError):
-        Path(f"/sys/fs/fuse/connections/{number}/abort").write_text("1")
-    for entry in mounts_of(device):
+    for place in same_filesystem(entry):
+        with contextlib.suppress(OSError):
+            Path(f"/sys/fs/fuse/connections/{place.minor}/abort").write_text("1")
         if os.geteuid() == 0:
             libc = ctypes.CDLL(None, use_errno=True)
-            libc.umount2(os.fsencode(entry.mountpoint), UMOUNT_NOFOLLOW | MNT_FORCE)
+            libc.umount2(os.fsencode(place.mountpoint), UMOUNT_NOFOLLOW | MNT_FORCE)
 
 
 def detach(entry: MountEntry, *, lazy: bool) -> None:

@@ -26,7 +26,7 @@ from daxfs.fuse import lowlevel, mounting
 from daxfs.fuse.control_server import Answers, Server
 from daxfs.fuse.evictor import Evictor
 from daxfs.fuse.lowlevel import pyfuse3
-from daxfs.fuse.mountinfo import MountEntry, mounts_of
+from daxfs.fuse.mountinfo import MountEntry, same_filesystem
 from daxfs.fuse.operations import Operations
 from daxfs.fuse.options import MountOptions
 from daxfs.fuse.poll import Poller
@@ -239,7 +239,7 @@ class Session:
     async def _unmount_by_signal(self, entry: MountEntry) -> None:
         """Unmount while the event loop goes on to serve what the kernel still has to write."""
         await self.evictor.close()
-        for place in reversed(mounts_of(entry.device)):
+        for place in reversed(same_filesystem(entry)):
             try:
                 await trio.to_thread.run_sync(_detach, place, False, abandon_on_cancel=True)
             except OSError as error:
@@ -263,8 +263,8 @@ class Session:
 
         It is mounted still where the connection was aborted or an error has ended the loop.
         """
-        mounting.abort(entry.device)
-        for place in reversed(mounts_of(entry.device)):
+        mounting.abort(entry)
+        for place in reversed(same_filesystem(entry)):
             try:
                 mounting.detach(place, lazy=True)
             except OSError as error:

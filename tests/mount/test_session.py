@@ -25,8 +25,10 @@ from daxmount import (
 )
 from syscalls import opened
 
+from daxfs.fuse import mounting
 from daxfs.fuse.control import CONTROL_XATTR, Client
-from daxfs.fuse.mountinfo import mount_at
+from daxfs.fuse.control_server import runtime_directory
+from daxfs.fuse.mountinfo import mount_at, same_filesystem
 
 pytestmark = pytest.mark.mount
 
@@ -216,6 +218,34 @@ def _daemons_of(image: Path) -> list[int]:
     return found
 
 
+def _dead_sockets() -> set[Path]:
+    """Control sockets of processes that are gone; other mounts may come and go meanwhile."""
+    return {
+        path
+        for path in Path(runtime_directory()).iterdir()
+        if not Path("/proc", path.stem).exists()
+    }
+
+
+@pytest.mark.parametrize("image", ["file", ":memory:"])
+def test_late_abort_of_a_mount_spares_the_next_with_its_number(
+    make_mount: MakeMount, as_root: None, image: str
+) -> None:
+    """The kernel gives the number of an ended connection to the next mount at once."""
+    kind = {"image": image, "size": "16M"} if image == ":memory:" else {}
+    ended = make_mount(**kind)
+    entry = mount_at(str(ended.path))
+    assert entry is not None
+    assert same_filesystem(entry) == [entry]
+    ended.stop()
+    alive = make_mount(**kind)
+    reused = mount_at(str(alive.path))
+    assert reused is not None
+    assert same_filesystem(entry._replace(device=reused.device)) == []
+    mounting.abort(entry._replace(device=reused.device))
+    (alive.path / "file").write_bytes(b"alive")
+
+
 def test_mount_on_a_mount_is_refused(make_mount: MakeMount, mount: DaxMount) -> None:
     image = make_mount.image("16M")  # type: ignore[attr-defined]
     refused = daxfs("mount", image, mount.path, check=False)
@@ -230,8 +260,7 @@ def test_failed_background_mount_leaves_neither_process_nor_socket(
     image = make_mount.image("16M")  # type: ignore[attr-defined]
     target = tmp_path / "mnt"
     target.mkdir()
-    sockets = Path("/run/daxfs") if os.geteuid() == 0 else None
-    before = set(sockets.iterdir()) if sockets is not None and sockets.exists() else set()
+    before = _dead_sockets()
     with image.open("r+b") as raw:
         raw.write(b"\0" * 4096)
     refused = daxfs("mount", image, target, check=False)
@@ -240,8 +269,7 @@ def test_failed_background_mount_leaves_neither_process_nor_socket(
     assert str(image) in refused.stderr
     assert _daemons_of(image) == []
     assert mount_minor(target) is None
-    if sockets is not None and sockets.exists():
-        assert set(sockets.iterdir()) <= before
+    assert _dead_sockets() <= before
 
 
 def test_mount_without_the_right_to_mount_says_so(make_mount: MakeMount, as_root: None) -> None:

@@ -2,8 +2,9 @@
 
 The daemon runs in the foreground (``python -m daxfs mount -f``) with its log in a file. A watchdog
 process aborts the connection when a test takes too long, since a process that waits for a hung
-FUSE daemon cannot be interrupted. An ordinary user's daemon runs in a mount namespace of its own
-with an own copy of /dev/fuse, so the machine's device node keeps its mode.
+FUSE daemon cannot be interrupted, and when the process of the tests dies. An ordinary user's daemon
+runs in a mount namespace of its own with an own copy of /dev/fuse, so the machine's device node
+keeps its mode.
 """
 
 import contextlib
@@ -223,8 +224,13 @@ class DaxMount:
         minor = mount_minor(self.path, self.pid)
         abort = None if minor is None else self._control.abort_file(minor)
         deed = f"kill -9 {self.pid}" if abort is None else f"echo 1 > {abort}"
+        # The number of a connection passes to another mount as soon as this one is gone.
+        still = f"grep -q ':{minor} / {self.path} ' /proc/{self.pid}/mountinfo"
+        ended = f'[ "$(timeout {seconds} head -n 1)" = done ]'
         self._watchdog = subprocess.Popen(
-            ["sh", "-c", f"sleep {seconds}; {deed}"], start_new_session=True
+            ["sh", "-c", f"{ended} || {{ {still} && {deed}; }}"],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
 
     def stop(self) -> None:
@@ -357,9 +363,7 @@ class DaxMount:
 
     def _end_watchdog(self) -> None:
         if self._watchdog is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._watchdog.pid, signal.SIGKILL)
-            self._watchdog.wait()
+            self._watchdog.communicate(b"done\n", timeout=STOP_SECONDS)
             self._watchdog = None
 
     def _detach(self) -> None:
