@@ -13,3 +13,9 @@ The layers, each of which imports only those below it:
 """
 
 __version__ = "0.1.0"
+
+import os
+
+# numpy's BLAS starts a thread for each further processor, which spins for a while: daxfs has no
+# use for them.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -5,7 +5,7 @@
  * pyfuse3 calls are therefore found here first; each does its small work and calls the real one:
  *
  *   fuse_session_new          keeps the session pointer (a range of a file can be invalidated only
- *                             with it) and puts its own init handler before that of pyfuse3
+ *                             with it) and puts its own handlers of INIT and READ before pyfuse3's
  *   fuse_session_receive_buf  never blocks: a request that vanished between epoll and read (its
  *                             program was killed) would otherwise stop the whole event loop
  *   fuse_session_destroy      forgets the session pointer, after the last use of it has ended
@@ -43,6 +43,11 @@ static struct fuse_session *session;
 static void (*inner_init)(void *userdata, struct fuse_conn_info *conn);
 static unsigned int wanted_readahead = UINT32_MAX;
 
+/* pyfuse3's own read handler, and the open flags of the file of the READ that came last. */
+static void (*inner_read)(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+			  struct fuse_file_info *fi);
+static int read_flags;
+
 /* The next definition of *name* behind this module, which is libfuse's. */
 static void *real_function(const char *name)
 {
@@ -78,6 +83,14 @@ static void companion_init(void *userdata, struct fuse_conn_info *conn)
 		(void)fcntl(fuse_session_fd(session), F_SETFL, flags | O_NONBLOCK);
 }
 
+/* READ: pyfuse3 does not hand on the flags of the file. */
+static void companion_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+			   struct fuse_file_info *fi)
+{
+	read_flags = fi->flags;
+	inner_read(req, ino, size, off, fi);
+}
+
 struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
 				      size_t op_size, void *userdata)
 {
@@ -94,6 +107,9 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 	inner_init = table->init;
 	if (inner_init)
 		table->init = companion_init;
+	inner_read = table->read;
+	if (inner_read)
+		table->read = companion_read;
 	made = real_new(args, table, op_size, userdata);
 	free(table);
 
@@ -240,10 +256,41 @@ static PyObject *invalidate(PyObject *module, PyObject *args)
 	return Py_BuildValue("Li", done, error);
 }
 
+PyDoc_STRVAR(read_is_cached_doc,
+"read_is_cached()\n--\n\n"
+"Whether the READ that came last reads into the page cache, and not into a program (O_DIRECT).");
+
+static PyObject *read_is_cached(PyObject *module, PyObject *ignored)
+{
+	(void)module;
+	(void)ignored;
+	return PyBool_FromLong(inner_read && !(read_flags & O_DIRECT));
+}
+
+PyDoc_STRVAR(let_kernel_zero_doc,
+"let_kernel_zero(ino)\n--\n\n"
+"True: a READ of inode *ino* that was not answered yet may be answered with nothing for a hole.\n\n"
+"The kernel zeroes what an answer does not fill of the pages that it reads into, but takes a short\n"
+"answer for the end of the file, unless the attributes of the file were made invalid since it sent\n"
+"the READ: which is done here. This waits neither for pages nor for answers.");
+
+static PyObject *let_kernel_zero(PyObject *module, PyObject *number)
+{
+	unsigned long long ino = PyLong_AsUnsignedLongLong(number);
+
+	(void)module;
+	if (PyErr_Occurred())
+		return NULL;
+	/* The thread that answers READs is the one that makes and ends the session: no lock. */
+	return PyBool_FromLong(session && !fuse_lowlevel_notify_inval_inode(session, ino, -1, 0));
+}
+
 static PyMethodDef methods[] = {
 	{"configure", configure, METH_VARARGS, configure_doc},
 	{"has_session", has_session, METH_NOARGS, has_session_doc},
 	{"invalidate", invalidate, METH_VARARGS, invalidate_doc},
+	{"read_is_cached", read_is_cached, METH_NOARGS, read_is_cached_doc},
+	{"let_kernel_zero", let_kernel_zero, METH_O, let_kernel_zero_doc},
 	{NULL, NULL, 0, NULL},
 };
 

@@ -16,7 +16,7 @@ Invariants:
   dirty pages, that is, for answers which the event loop gives; so the loop never waits for it.
 - A range is handed to the thread only after its READ was answered. pyfuse3 answers in the same
   task step in which the handler returns, so what an *earlier* step has added is answered:
-  ``reading`` (before the next range is added), the idle task and the end of a batch hand over.
+  ``reading`` (before the next range is added) and the idle task hand over.
 - A READ of a range that the thread is working on never waits for the thread: the thread may be
   waiting for the lock of a page which that READ holds.
 """
@@ -59,12 +59,20 @@ Invalidate = Callable[[list[Run]], tuple[int, int]]
 """Takes runs back; may block; see ``lowlevel.invalidate``."""
 
 
-class _Batch(NamedTuple):
+class _Batch:
     """What the thread is to take back."""
 
-    clean: list[Run]
-    wary: list[Run]
-    """Runs of files that may have been stored to."""
+    def __init__(self, clean: list[Run], wary: list[Run], size: int) -> None:
+        """*wary*: runs of files that may have been stored to; *size*: of all runs, in bytes."""
+        self.clean = clean
+        self.wary = wary
+        self.size = size
+        self.written: list[Run] = []
+        """What was written since the batch was handed over."""
+
+    def overlaps(self, ino: int, start: int, end: int) -> bool:
+        """Whether any of it lies in [*start*, *end*) of inode *ino*."""
+        return any(_overlap(run, (ino, start, end)) for run in (*self.clean, *self.wary))
 
 
 class _Outcome(NamedTuple):
@@ -86,7 +94,7 @@ class Evictor:
         pages are only now being mapped by the program that asked for them.
         """
         self.ledger = Ledger()
-        self.evicted_bytes = 0
+        self._evicted_bytes = 0
         self._invalidate = invalidate
         self._keep = max(budget // 2, budget - BATCH_BYTES, readahead)
         self._budget = max(budget, self._keep)
@@ -97,10 +105,9 @@ class Evictor:
         """Ranges with dirty pages."""
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._done: deque[_Outcome] = deque()
-        self._flight: list[Run] = []
+        self._flight: deque[_Batch] = deque()
+        """What was handed over and has not landed, the oldest first."""
         self._flight_bytes = 0
-        self._written: list[Run] = []
-        """What was written while a batch was under way."""
         self._probe: Run | None = None
         """What the thread invalidates at the moment, to learn whether it is dirty."""
         self._probe_was_dirty = False
@@ -114,7 +121,14 @@ class Evictor:
     @property
     def held_bytes(self) -> int:
         """Bytes of hole pages that the kernel holds, as far as the daemon can know."""
+        self._land()
         return self.ledger.held + self._flight_bytes + self._aside.held
+
+    @property
+    def evicted_bytes(self) -> int:
+        """Bytes of hole pages that were taken back."""
+        self._land()
+        return self._evicted_bytes
 
     # --- what the handlers tell -------------------------------------------------------------------
 
@@ -133,9 +147,8 @@ class Evictor:
 
         True: the READ should ``wait``.
         """
-        if self._done:
-            self._land()
-        if self.ledger.held > self._budget and not self._flight:
+        self._land()
+        if self.ledger.held > self._budget:
             self._hand_over(self._keep)
         return self._is_over(size)
 
@@ -146,17 +159,13 @@ class Evictor:
         """
         if self._waiters >= WAITERS_MAX:
             return
-        self._waiters += 1
-        try:
-            with trio.move_on_after(WAIT_SECONDS_MAX):
-                while (
-                    self._is_over(end - start)
-                    and self._flight
-                    and not any(_overlap(run, (ino, start, end)) for run in self._flight)
-                ):
-                    await self._landed.wait()
-        finally:
-            self._waiters -= 1
+        with trio.move_on_after(WAIT_SECONDS_MAX):
+            while (
+                self._is_over(end - start)
+                and self._flight
+                and not any(batch.overlaps(ino, start, end) for batch in self._flight)
+            ):
+                await self._next_landing()
 
     def served(self, ino: int, holes: list[tuple[int, int]]) -> None:
         """The READ that is about to be answered hands out zero pages for *holes* (bytes).
@@ -172,8 +181,9 @@ class Evictor:
         """Pages of [*start*, *end*) became blocks, or went: they are no hole pages any more."""
         self.ledger.remove(ino, start, end)
         self._aside.remove(ino, start, end)
+        for batch in self._flight:
+            batch.written.append((ino, start, end))
         if self._flight:
-            self._written.append((ino, start, end))
             probe = self._probe
             if probe is not None and _overlap(probe, (ino, start, end)):
                 self._probe_was_dirty = True
@@ -203,16 +213,14 @@ class Evictor:
         for ino, start, end in self._aside.take(0):
             self.ledger.add(ino, start, end)
         while (self.ledger.held or self._flight) and not self._closing:
-            if self._flight:
-                await self._landed.wait()
-            else:
-                self._hand_over(0)
+            self._hand_over(0)
+            await self._next_landing()
 
     async def close(self) -> None:
-        """Hand nothing over any more, and wait for the batch that is under way."""
+        """Hand nothing over any more, and wait for what is in flight."""
         self._closing = True
         while self._flight:
-            await self._landed.wait()
+            await self._next_landing()
         self._filled.set()
 
     def join(self, timeout: float) -> bool:
@@ -231,39 +239,46 @@ class Evictor:
     def _hand_over(self, keep: int) -> None:
         if self._closing:
             return
-        runs = self.ledger.take(max(keep, self.ledger.held - BATCH_BYTES))
+        before = self.ledger.held
+        runs = self.ledger.take(max(keep, before - BATCH_BYTES))
         if runs:
-            self._flight = runs
-            self._flight_bytes = sum(end - start for _, start, end in runs)
-            writers = self._writers
-            self._batches.put(
-                _Batch(
-                    [run for run in runs if run[0] not in writers],
-                    [run for run in runs if run[0] in writers],
-                )
-            )
+            clean = [run for run in runs if run[0] not in self._writers]
+            wary = [run for run in runs if run[0] in self._writers]
+            batch = _Batch(clean, wary, before - self.ledger.held)
+            self._flight.append(batch)
+            self._flight_bytes += batch.size
+            self._batches.put(batch)
+
+    async def _next_landing(self) -> None:
+        """Return when a batch has landed. There must be one in flight."""
+        self._waiters += (
+            1  # before the look at what is done: the thread does it the other way round
+        )
+        try:
+            if self._done:
+                self._land()
+            else:
+                await self._landed.wait()
+        finally:
+            self._waiters -= 1
 
     def _land(self) -> None:
-        """On the loop, after the thread has done a batch."""
-        if not self._done:
-            return
-        evicted_bytes, dirty, error = self._done.popleft()
-        self.evicted_bytes += evicted_bytes
-        self._flight = []
-        self._flight_bytes = 0
-        for run in dirty:
-            self._aside.add(*run)
-        for run in self._written:
-            self._aside.remove(*run)
-        self._written.clear()
-        if error in (errno.ENODEV, errno.ENOTCONN):
-            self._closing = True  # unmounted or aborted: there is no page left to take back
-        elif error:
-            log.warning("hole pages were not evicted: errno %d", error)
-        self._landed.set()
-        self._landed = trio.Event()
-        if self.ledger.held > self._budget:
-            self._hand_over(self._keep)
+        """On the loop: account for the batches that the thread has done."""
+        while self._done:
+            evicted_bytes, dirty, error = self._done.popleft()
+            batch = self._flight.popleft()
+            self._evicted_bytes += evicted_bytes
+            self._flight_bytes -= batch.size
+            for run in dirty:
+                self._aside.add(*run)
+            for run in batch.written:
+                self._aside.remove(*run)
+            if error in (errno.ENODEV, errno.ENOTCONN):
+                self._closing = True  # unmounted or aborted: there is no page left to take back
+            elif error:
+                log.warning("hole pages were not evicted: errno %d", error)
+            self._landed.set()
+            self._landed = trio.Event()
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -271,10 +286,11 @@ class Evictor:
         """Invalidate batches until None comes."""
         while (batch := self._batches.get()) is not None:
             self._done.append(self._evict(batch))
-            try:
-                token.run_sync_soon(self._land)
-            except trio.RunFinishedError:
-                return
+            if self._waiters:
+                try:
+                    token.run_sync_soon(self._land, idempotent=True)
+                except trio.RunFinishedError:
+                    return
 
     def _evict(self, batch: _Batch) -> _Outcome:
         evicted_bytes, error = self._invalidate(batch.clean) if batch.clean else (0, 0)

@@ -34,7 +34,7 @@ import pyfuse3  # noqa: E402  (only now may libfuse's functions be looked up)
 
 from daxfs.fuse.ledger import Run  # noqa: E402
 
-__all__ = ["configure", "invalidate", "missing", "pyfuse3"]
+__all__ = ["configure", "invalidate", "let_kernel_zero", "missing", "pyfuse3", "read_is_cached"]
 
 
 def configure(max_readahead_bytes: int) -> None:
@@ -73,3 +73,20 @@ def invalidate(runs: list[Run]) -> tuple[int, int]:
             gone[ino] = failure.errno or errno.EIO
     done = sum(end - start for ino, start, end in runs if gone[ino] in (0, errno.ENOENT))
     return done, next((code for code in gone.values() if code not in (0, errno.ENOENT)), 0)
+
+
+def read_is_cached() -> bool:
+    """In a handler of READ, before it awaits: whether its answer goes to the page cache.
+
+    Otherwise it goes to a program (O_DIRECT). False where that is not known.
+    """
+    return _extension is not None and bool(_extension.read_is_cached())
+
+
+def let_kernel_zero(ino: int) -> bool:
+    """True: a READ of zeroes into the page cache, of inode *ino*, may be answered with nothing.
+
+    The kernel then zeroes its pages itself, which costs half of what a copy does, and keeps the
+    size of the file (see ``_lowlevel.c``). To be called after the READ came and before the answer.
+    """
+    return _extension is not None and bool(_extension.let_kernel_zero(ino))

@@ -32,15 +32,15 @@ from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
 from daxfs.fs.super import FileSystem
+from daxfs.fuse import lowlevel
 from daxfs.fuse.control import CONTROL_XATTR
 from daxfs.fuse.errmap import handler
 from daxfs.fuse.evictor import Evictor
 from daxfs.fuse.lowlevel import pyfuse3
 from daxfs.fuse.options import MountOptions
 from daxfs.fuse.poll import Poller
-from daxfs.fuse.zeroes import repeated_page
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
-from daxfs.units import SECTOR_SIZE
+from daxfs.units import PAGE_SIZE, SECTOR_SIZE
 
 T = TypeVar("T")
 
@@ -84,7 +84,6 @@ class Operations(pyfuse3.Operations):
         self._file_timeout = (
             WRITEBACK_TIMEOUT_SECONDS if self.enable_writeback_cache else TIMEOUT_SECONDS
         )
-        self._zeroes = repeated_page()
         self._handles: dict[int, Inode] = {}
         self._writable: set[int] = set()
         """Handles through which the file can be written, or stored to."""
@@ -465,13 +464,15 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> Buffer:
         """READ; that of a hole waits when the evictor is far behind."""
         inode = self._handles[fh]
+        is_cached = lowlevel.read_is_cached()
         if inode.is_dax and self._evictor.reading(size):
+            self._poller.pause()
             await self._evictor.wait(inode.ino, off, off + size)
         buffer, holes = self._fs.read(inode, off, size)
         if holes and inode.is_dax:
             self._evictor.served(inode.ino, holes)
-        if type(buffer) is memoryview and buffer.obj is ZERO.obj:
-            buffer = self._zeroes[: len(buffer)]
+            if is_cached and _are_zero_pages(buffer) and lowlevel.let_kernel_zero(inode.ino):
+                buffer = b""
         self._poller.note(size)
         return buffer
 
@@ -502,6 +503,11 @@ class Operations(pyfuse3.Operations):
             durable = True
         finally:
             writeback.finish(durable=durable)
+
+
+def _are_zero_pages(buffer: Buffer) -> bool:
+    """Whether it is of more than one page of zeroes: for one, copying costs less."""
+    return type(buffer) is memoryview and buffer.obj is ZERO.obj and len(buffer) > PAGE_SIZE
 
 
 def _cred(ctx: "pyfuse3.RequestContext") -> Cred:

@@ -85,6 +85,10 @@ class Poller:
             self._busy = now_ns - self._last_ns < self._window_ns
             self._last_ns = now_ns
 
+    def pause(self) -> None:
+        """A request waits for another task: no time is to be spent on the device alone."""
+        self._streaming = self._busy = False
+
     async def wait_readable(self, fd: int) -> None:
         """Return when *fd* may be readable: the place of trio.lowlevel.wait_readable."""
         if fd != self._fd:

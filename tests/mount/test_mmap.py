@@ -1,6 +1,7 @@
 """Mappings: hole pages that do not stay, stores that reach the file, and the dax modes."""
 
 import ctypes
+import fcntl
 import json
 import mmap
 import os
@@ -316,3 +317,55 @@ def test_copying_tools_see_a_file_with_a_hole(mount: DaxMount, tmp_path: Path) -
         os.pwrite(fd, b"end", 16 * MIB - 3)
     shutil.copyfile(file, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == bytes(16 * MIB - 3) + b"end"
+
+
+def test_hole_that_the_kernel_zeroes_keeps_the_size_of_the_file(
+    make_mount: MakeMount, as_root: None
+) -> None:
+    """A READ of a hole is answered with nothing, which could be taken for the end of the file."""
+    mount = make_mount()
+    path = mount.path / "f"
+    size = 5 * MIB + 1234
+    with opened(_hole(path, size), os.O_RDWR) as fd:
+        os.pwrite(fd, b"x", 3 * MIB)
+        for _ in range(3):
+            for length in (MIB, 128 * 1024, 8192, 5 * MIB):
+                data = bytearray(size)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                for start in range(0, size, length):
+                    end = min(start + length, size)
+                    assert os.preadv(fd, [memoryview(data)[start:end]], start) == end - start
+                assert data.count(0) == size - 1
+                assert data[3 * MIB] == ord("x")
+                assert os.fstat(fd).st_size == size
+                assert os.lseek(fd, 0, os.SEEK_END) == size
+        with mmap.mmap(fd, size, prot=mmap.PROT_READ) as memory:
+            assert memory[:].count(0) == size - 1
+        assert os.fstat(fd).st_size == size
+    with opened(path, os.O_WRONLY | os.O_APPEND) as fd:
+        os.write(fd, b"end")
+    assert path.stat().st_size == size + 3
+    assert path.read_bytes()[-4:] == b"\0end"
+
+
+def _reads(mount: DaxMount) -> int:
+    """How many READs the daemon has answered."""
+    latencies = json.loads(daxfs("stat", "--json", mount.path).stdout)["latency_ns"]
+    return latencies["read"]["count"] if "read" in latencies else 0
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["open", "fcntl"])
+def test_direct_read_of_a_hole_gets_its_zeroes(mount: DaxMount, late: bool) -> None:
+    """What does not go through the page cache is not zeroed by the kernel."""
+    path = _hole(mount.path / "hole", 4 * MIB)
+    with opened(path, os.O_RDONLY | (0 if late else os.O_DIRECT)) as fd:
+        if late:
+            fcntl.fcntl(fd, fcntl.F_SETFL, os.O_DIRECT)
+        with mmap.mmap(-1, MIB) as buffer:
+            buffer[:] = b"x" * MIB
+            reads = _reads(mount)
+            assert os.preadv(fd, [buffer], MIB) == MIB
+            assert buffer[:] == bytes(MIB)
+            assert _reads(mount) == reads + 1, "a short answer makes the kernel read once more"
+            assert os.preadv(fd, [buffer], 4 * MIB - 8192) == 8192
+    assert path.stat().st_size == 4 * MIB
