@@ -242,7 +242,7 @@ def demo(out: Path, rounds: int) -> None:
     help="Folder for demo.json and demo.png.",
 )
 @click.option(
-    "--rounds", type=click.IntRange(1), default=3, show_default=True, help="Rounds that count."
+    "--rounds", type=click.IntRange(1), default=5, show_default=True, help="Rounds that count."
 )
 def main(out: Path, rounds: int) -> None:
     """Read a 1 GiB hole through mmap with dax=never and with dax=always, and compare."""

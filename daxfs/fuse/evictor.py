@@ -47,7 +47,7 @@ BATCH_BYTES = 4 << 20
 """The most that the thread gets at a time, so that who waits for it need not wait for long."""
 
 HARD_LIMIT_FACTOR = 2
-"""READs of holes wait while the kernel would hold more than this many budgets."""
+"""READs of holes wait so that the kernel does not hold more than this many budgets."""
 
 WAITERS_MAX = 16
 """READs that may wait at a time: the event loop's other tasks must be able to serve WRITEs."""
@@ -98,7 +98,8 @@ class Evictor:
         self._invalidate = invalidate
         self._keep = max(budget // 2, budget - BATCH_BYTES, readahead)
         self._budget = max(budget, self._keep)
-        self._hard_limit = max(HARD_LIMIT_FACTOR * self._budget, 4 * readahead)
+        # Two READs more are on their way: one that is answered now, and the kernel's next one.
+        self._hard_limit = max(HARD_LIMIT_FACTOR * self._budget, 6 * readahead) - 2 * readahead
         self._writers: Counter[int] = Counter()
         """How often each inode is open for writing."""
         self._aside = Ledger()

@@ -178,19 +178,38 @@ def test_file_that_was_closed_by_its_writers_is_evicted_without_a_try() -> None:
     _run(test, kernel)
 
 
+def test_next_batch_is_handed_over_while_the_thread_works() -> None:
+    """What is written meanwhile counts for each batch, and no waiter misses a landing."""
+    kernel = Kernel()
+    kernel.gate.clear()
+
+    async def test(evictor: Evictor) -> None:
+        for start in (0, 5):
+            evictor.served(1, [(start * P, (start + 9) * P)])
+            evictor.reading(P)
+        assert evictor.ledger.held == 4 * P
+        assert evictor.held_bytes == 14 * P
+        kernel.gate.set()
+        await _until(lambda: evictor.evicted_bytes == 10 * P)
+        assert kernel.seen == [(1, 0, 5 * P), (1, 5 * P, 10 * P)]
+        assert evictor.held_bytes == 4 * P
+
+    _run(test, kernel)
+
+
 def test_read_waits_at_the_hard_limit_until_the_thread_has_caught_up() -> None:
     kernel = Kernel()
     kernel.gate.clear()
 
     async def test(evictor: Evictor) -> None:
         limit = HARD_LIMIT_FACTOR * BUDGET
-        evictor.served(1, [(0, limit + P)])
+        evictor.served(1, [(0, limit - P)])
         assert evictor.reading(P)
         went_on = trio.Event()
 
         async def reader() -> None:
             await evictor.wait(2, 0, P)
-            assert evictor.held_bytes + P <= limit
+            assert evictor.held_bytes + 3 * P <= limit, "two READs more are on their way"
             went_on.set()
 
         async with trio.open_nursery() as nursery:
