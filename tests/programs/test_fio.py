@@ -18,6 +18,7 @@ MakeMount = Callable[..., DaxMount]
 def _fio(mount: DaxMount, *words: str) -> list[dict]:
     argv = [
         *["fio", "--output-format=json", "--eta=never", "--name=job", f"--directory={mount.path}"],
+        "--verify_state_save=0",
         *words,
     ]
     jobs = json.loads(run(argv, timeout=240).stdout)["jobs"]
