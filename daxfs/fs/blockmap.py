@@ -8,13 +8,15 @@ Invariants
 - Nothing is stored in place but through the transaction. New nodes are stored before any pointer
   to them and need no log: until the commit an abort or a crash makes them unreachable again.
 - A page that is mapped is never mapped elsewhere: publishing fills holes and turns UNWRITTEN
-  entries into written ones.
+  entries into written ones, fill does the former with UNWRITTEN ones.
 - No node is empty; a tree without entries has the root 0.
 - A range operation works in two steps: a plan that only reads (and finds corruption and a full
-  disk), then the stores. It logs at most the edge nodes of the range, whatever its length.
+  disk), then the stores. It logs at most the edge nodes of the range, whatever its length; fill
+  logs each old node that it changes, and finds a full disk on the way.
 - Work is per node and per run, never per page.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
@@ -50,6 +52,8 @@ NODE_MASK: Final = ENTRIES_PER_NODE - 1
 PAGES_MAX: Final = capacity_pages(HEIGHT_MAX)
 
 Node = npt.NDArray[np.uint64]
+Take = Callable[[int, int], Node]
+"""Takes blocks for *count* pages from page *pgoff* on: their numbers, in page order. ENOSPC."""
 
 _STEPS: Final[Node] = np.arange(ENTRIES_PER_NODE, dtype=np.uint64) << np.uint64(PAGE_SHIFT)
 
@@ -89,6 +93,16 @@ class _Cut:
     seen: set[int] = field(default_factory=set)
 
 
+class _Fill(NamedTuple):
+    """What one fill is to do in pages start .. end-1."""
+
+    tx: Transaction
+    start: int
+    end: int
+    take: Take
+    unwrite: bool
+
+
 def height_for(last_page: int) -> int:
     """Height of the lowest tree that can map *last_page*."""
     return -(-last_page.bit_length() // NODE_SHIFT)
@@ -103,6 +117,12 @@ def _leaf_runs(values: Node) -> list[tuple[int, int]]:
     starts = np.concatenate(([0], breaks))
     counts = np.diff(np.concatenate((starts, [len(entries)])))
     return list(zip(entries[starts].tolist(), counts.tolist(), strict=True))
+
+
+def _empty_runs(node: Node, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """The runs of slots low .. high-1 that are holes: first, end (exclusive)."""
+    edges = np.flatnonzero(np.diff(node[low:high] == 0, prepend=False, append=False)) + low
+    return zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
 
 
 class BlockMap:
@@ -197,6 +217,30 @@ class BlockMap:
         if not self._sb.is_data_block(block, count):
             raise CorruptionError(f"a run of {count} blocks from {block} leaves the data area")
         return Run(block, count, bool(int(values[0]) & UNWRITTEN))
+
+    def mapped(self, root: int, start: int, end: int) -> int:
+        """How many of the pages start .. end-1 have a block, written or not."""
+        if not root:
+            return 0
+        height, block = self._root(root)
+        end = min(end, capacity_pages(height))
+        if start >= end:
+            return 0
+        return self._mapped(block, height - 1, start, end) if height else 1
+
+    def _mapped(self, block: int, level: int, start: int, end: int) -> int:
+        """As mapped, for a node of *level*; pages count from its first one."""
+        node, shift = self._node(block), NODE_SHIFT * level
+        first, last = start >> shift, (end - 1 >> shift) + 1
+        if level == 0:
+            return int(np.count_nonzero(node[first:last]))
+        found = 0
+        for index in (np.flatnonzero(node[first:last]) + first).tolist():
+            value, base = int(node[index]), index << shift
+            child = self._check(value, level)
+            low, high = max(start - base, 0), min(end - base, 1 << shift)
+            found += high - low if value & HUGE else self._mapped(child, level - 1, low, high)
+        return found
 
     # --- publishing ------------------------------------------------------------------------------
 
@@ -400,6 +444,138 @@ class BlockMap:
         leaf[slot : slot + count] = self._entries(block, count)
         tx.store_u64(place, entry(self._store_node(nodes.pop(), leaf), TABLE))
         return 1
+
+    # --- allocating in advance -------------------------------------------------------------------
+
+    def fill(
+        self, tx: Transaction, root: int, start: int, end: int, take: Take, *, unwrite: bool = False
+    ) -> Change:
+        """Give each page start .. end-1 a block: holes become UNWRITTEN entries.
+
+        With *unwrite* pages that are written do too. A missing chunk becomes a HUGE entry where
+        *take* gives an aligned one. What is logged is at most each old node of the range. ENOSPC:
+        the caller aborts *tx*.
+        """
+        want = height_for(end - 1)
+        if not root and want == 0:
+            return Change(entry(int(take(0, 1)[0]), UNWRITTEN), 1)
+        grown = block = 0
+        height = want
+        if root:
+            height, _ = self._root(root)
+            nodes = self.allocate_nodes(tx, max(0, want - height))
+            root, grown = self._grow(tx, root, want, nodes)
+            height, block = self._root(root)
+            if height == 0:
+                return Change(root | UNWRITTEN if unwrite else root, 0)
+        fill = _Fill(tx, start, end, take, unwrite)
+        block, added = self._fill_node(fill, block, height - 1, 0)
+        return Change(entry(block, TABLE | height << HEIGHT_SHIFT), grown + added)
+
+    def _fill_node(self, fill: _Fill, block: int, level: int, base: int) -> tuple[int, int]:
+        """Fill in the node in *block* (0: a new one), which maps pages from *base* on.
+
+        Returns its block, and how many blocks were taken.
+        """
+        node = self._node(block).copy() if block else np.zeros(ENTRIES_PER_NODE, ENTRY_DTYPE)
+        low = max(fill.start - base, 0)
+        high = min(fill.end - base, ENTRIES_PER_NODE << NODE_SHIFT * level)
+        if level == 0:
+            added = self._fill_leaf(fill, node, low, high, base)
+        else:
+            added = self._fill_upper(fill, node, level, low, high, base)
+        if not block:
+            return self._new_node(fill.tx, node), added + 1
+        changed = np.flatnonzero(node != self._node(block))
+        if changed.size:
+            first, last = int(changed[0]), int(changed[-1]) + 1
+            fill.tx.store(self._place(block, first), node[first:last].tobytes())
+        return block, added
+
+    def _new_node(self, tx: Transaction, node: Node) -> int:
+        """Store *node* in a new block; its number. ENOSPC."""
+        return self._store_node(self.allocate_nodes(tx, 1)[0], node)
+
+    def _fill_leaf(self, fill: _Fill, node: Node, low: int, high: int, base: int) -> int:
+        """Fill slots low .. high-1 of the leaf *node*, a copy; blocks taken."""
+        if fill.unwrite:
+            part = node[low:high]
+            part[part != 0] |= np.uint64(UNWRITTEN)
+        added = 0
+        for first, last in _empty_runs(node, low, high):
+            node[first:last] = self._unwritten(fill.take(base + first, last - first))
+            added += last - first
+        return added
+
+    @staticmethod
+    def _unwritten(blocks: Node) -> Node:
+        """Page entries for *blocks*."""
+        return blocks << np.uint64(PAGE_SHIFT) | np.uint64(PRESENT | UNWRITTEN)
+
+    def _fill_upper(
+        self, fill: _Fill, node: Node, level: int, low: int, high: int, base: int
+    ) -> int:
+        """Fill pages low .. high-1 below *node*, a copy; blocks taken."""
+        shift = NODE_SHIFT * level
+        added = 0
+        if level == 1:
+            for first, last in _empty_runs(node, low + NODE_MASK >> shift, high >> shift):
+                node[first:last], more = self._new_chunks(
+                    fill, base + (first << shift), last - first
+                )
+                added += more
+        for index in range(low >> shift, (high - 1 >> shift) + 1):
+            value, below = int(node[index]), index << shift
+            child = self._check(value, level) if value else 0
+            if value & HUGE:
+                first, last = max(low - below, 0), min(high - below, ENTRIES_PER_NODE)
+                if fill.unwrite and not value & UNWRITTEN:
+                    node[index], more = self._unwrite_huge(fill.tx, value, first, last)
+                    added += more
+                continue
+            child, more = self._fill_node(fill, child, level - 1, base + below)
+            node[index] = entry(child, TABLE)
+            added += more
+        return added
+
+    def _new_chunks(self, fill: _Fill, pgoff: int, count: int) -> tuple[Node, int]:
+        """Entries for *count* chunks of hole from page *pgoff* on; blocks taken."""
+        blocks = fill.take(pgoff, count << NODE_SHIFT).reshape(count, ENTRIES_PER_NODE)
+        heads = blocks[:, 0]
+        fits = (blocks == heads[:, None] + np.arange(ENTRIES_PER_NODE, dtype=np.uint64)).all(axis=1)
+        fits &= heads & np.uint64(NODE_MASK) == 0
+        entries = self._unwritten(heads) | np.uint64(HUGE)
+        scattered = np.flatnonzero(~fits).tolist()
+        for index in scattered:
+            leaf = self._unwritten(blocks[index])
+            entries[index] = entry(self._new_node(fill.tx, leaf), TABLE)
+        return entries, (count << NODE_SHIFT) + len(scattered)
+
+    def _unwrite_huge(self, tx: Transaction, value: int, first: int, last: int) -> tuple[int, int]:
+        """The HUGE entry *value* with pages first .. last-1 UNWRITTEN; blocks taken. ENOSPC."""
+        if last - first == ENTRIES_PER_NODE:
+            return value | UNWRITTEN, 0
+        leaf = self._entries(block_of(value), ENTRIES_PER_NODE)
+        leaf[first:last] |= np.uint64(UNWRITTEN)
+        return entry(self._new_node(tx, leaf), TABLE), 1
+
+    def zero_out(self, tx: Transaction, root: int, pgoff: int) -> None:
+        """Zero the chunk of page *pgoff*, an UNWRITTEN HUGE entry, and mark it as written.
+
+        Its blocks need no log: until *tx* has committed they read as zeroes anyway.
+        """
+        level, block = self._root(root)
+        while level > 2:
+            level -= 1
+            block = self._check(
+                int(self._node(block)[pgoff >> NODE_SHIFT * level & NODE_MASK]), level
+            )
+        place = self._place(block, pgoff >> NODE_SHIFT & NODE_MASK)
+        value = self._persist.load_u64(place)
+        data = self._check(value, 1) * BLOCK_SIZE
+        self._persist.fill(data, BLOCK_SIZE << NODE_SHIFT)
+        self._persist.flush(data, BLOCK_SIZE << NODE_SHIFT)
+        tx.store_u64(place, value & ~UNWRITTEN)
 
     # --- cutting ---------------------------------------------------------------------------------
 

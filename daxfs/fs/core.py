@@ -105,7 +105,8 @@ class Core:
         self.trace: Final = trace
         self.map: Final = BlockMap(image, sb, persist, blocks)
         self.directories: Final = Directories(self)
-        self.dax: Final = Dax(persist, FileIomapOps(self), trace, on_change)
+        self.iomap: Final = FileIomapOps(self)
+        self.dax: Final = Dax(persist, self.iomap, trace, on_change)
         self.read_only = False
         """Whether changing operations fail with EROFS; the shell may set it (errors=remount-ro)."""
         self.current: Operation | None = None
@@ -179,10 +180,14 @@ class Core:
 
     def remember(self, inode: Inode) -> Inode:
         """Enter *inode*, just read or made, into the cache."""
-        mode = self.options.dax
-        inode.is_dax = mode == "always" or (mode == "inode" and bool(inode.flags & FLAG_DAX))
+        self.choose_dax(inode)
         self._known[inode.ino] = inode
         return inode
+
+    def choose_dax(self, inode: Inode) -> None:
+        """Set whether *inode*, which nobody has open, keeps hole pages out of the kernel."""
+        mode = self.options.dax
+        inode.is_dax = mode == "always" or (mode == "inode" and bool(inode.flags & FLAG_DAX))
 
     def new_row(self, op: Operation, ino: int) -> Inode:
         """An Inode for the free row *ino*, all fields zero but its next generation."""

@@ -46,7 +46,7 @@ class AttrChanges:
     mtime_ns: int | None = None
     ctime_ns: int | None = None
     flags: int | None = None
-    """FLAG_DAX or 0: FS_XFLAG_DAX; takes effect when the inode is next read into memory."""
+    """FLAG_DAX or 0: FS_XFLAG_DAX; takes effect at the first open after the file was closed."""
 
 
 class FileOperations(XattrOperations):
@@ -112,17 +112,21 @@ class FileOperations(XattrOperations):
             raise FsError(errno.EINVAL)
 
     def _accessed(self, inode: Inode) -> None:
-        """Set atime to now, if the mount options want that (relatime as in mount(8))."""
-        policy = self.options.atime
-        if self.read_only or policy == "noatime":
+        """Set atime to now, if the mount options want that."""
+        if not self.wants_atime(inode):
             return
-        if policy == "relatime" and inode.atime_ns > max(inode.mtime_ns, inode.ctime_ns):
-            now_ns = self.now_ns()
-            if now_ns - inode.atime_ns < RELATIME_NS:
-                return
         with self.operation() as op:
             inode.atime_ns = op.now_ns
             op.change(inode)
+
+    def wants_atime(self, inode: Inode) -> bool:
+        """Whether reading *inode* now sets its atime (relatime as in mount(8))."""
+        policy = self.options.atime
+        if self.read_only or policy == "noatime":
+            return False
+        if policy == "strictatime" or inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns):
+            return True
+        return self.now_ns() - inode.atime_ns >= RELATIME_NS
 
     def fsync(self, inode: Inode, datasync: bool = False, *, fence: bool = True) -> Writeback:
         """Make what was written to *inode* durable; its metadata are that already.
@@ -197,9 +201,7 @@ class FileOperations(XattrOperations):
         if changes.gid is not None:
             inode.gid = changes.gid
         if not inode.is_dir:
-            inode.mode &= ~stat.S_ISUID
-            if inode.mode & stat.S_IXGRP:
-                inode.mode &= ~stat.S_ISGID
+            inode.mode = _without_suid(inode.mode)
 
     def _truncate(self, op: Operation, inode: Inode, size: int) -> None:
         self._expect_file(inode)
@@ -207,13 +209,13 @@ class FileOperations(XattrOperations):
             raise FsError(errno.EINVAL)
         if size > FILE_SIZE_MAX:
             raise FsError(errno.EFBIG)
-        if size < inode.size:
+        if size <= inode.size:
             self._log_tail(op, inode, size)
             self.dax.truncate(inode, size)
             change = self.map.clear(op.tx, inode.map_root, -(-size // PAGE_SIZE))
             inode.map_root = change.root
             inode.blocks += change.blocks
-        elif size > inode.size:
+        else:
             self._zero_tail(inode)
         inode.size = size
         op.modify(inode)
@@ -243,11 +245,17 @@ class FileOperations(XattrOperations):
             inode.nlookup = max(0, inode.nlookup - nlookup)
             self._put(inode)
 
-    def open(self, inode: Inode, flags: int = 0) -> None:
-        """Count an open file; O_TRUNC in *flags* empties a regular file. EROFS."""
+    def open(self, inode: Inode, flags: int = 0, *, keep_suid: bool = True) -> None:
+        """Count an open file; O_TRUNC in *flags* empties a regular file. EROFS.
+
+        Not *keep_suid*: emptying it clears suid, and sgid if the group may execute.
+        """
         if flags & os.O_TRUNC and inode.is_reg:
-            self.setattr(inode, AttrChanges(size=0))
+            mode = None if keep_suid else _without_suid(inode.mode)
+            self.setattr(inode, AttrChanges(size=0, mode=mode))
         self.hold(inode)
+        if not inode.nopen:
+            self.choose_dax(inode)
         inode.nopen += 1
 
     def release(self, inode: Inode) -> None:
@@ -285,3 +293,8 @@ class FileOperations(XattrOperations):
         inode.clear()
         self.inode_numbers.free_inode(op.tx, inode.ino)
         op.tx.on_commit(lambda: self.drop(inode))
+
+
+def _without_suid(mode: int) -> int:
+    """*mode* without suid, and without sgid if the group may execute (fs/attr.c)."""
+    return mode & ~(stat.S_ISUID | (stat.S_ISGID if mode & stat.S_IXGRP else 0))

@@ -90,7 +90,7 @@ class Inode:
         self.ino = ino
         self.mapping = Mapping(ino)
         self.is_dax = False
-        """Whether hole pages of this file are kept out of the kernel; fixed while in use."""
+        """Whether hole pages of this file are kept out of the kernel; fixed while open."""
         self.nlookup = 0
         self.nopen = 0
         self.directory: DirectoryIndex | None = None

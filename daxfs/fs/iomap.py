@@ -6,6 +6,7 @@ Invariants
 - Blocks allocated by iomap_begin are unreachable until iomap_end has published them; both run in
   one Operation, which gives back what was not used.
 - iomap_begin takes the blocks for new map nodes too, so that iomap_end cannot fail on a full disk.
+- Writing to unwritten pages never fails for want of space.
 - One call stays within one 2 MiB range of the file, and so within one leaf of the block map.
 
 Allocation goal: page i of a 2 MiB range goes to slot i of an aligned chunk, so that a file that is
@@ -52,7 +53,13 @@ class FileIomapOps:
             count = min(run.pages, PMD_PAGES - (first & PMD_PAGES - 1))
             block = run.block
             if block:
-                self._take_nodes(op, file, first, count)
+                try:
+                    self._take_nodes(op, file, first, count)
+                except FsError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
+                    self._zero_out(op, file, first)
+                    return self.iomap_begin(inode, pos, length, flags)
             else:
                 block, count = self._take(op, file, first, count, pos + length)
             run = run._replace(block=block, pages=count)
@@ -94,6 +101,14 @@ class FileIomapOps:
         if missing > 0:
             op.spare_nodes += self._core.map.allocate_nodes(op.tx, missing)
 
+    def _zero_out(self, op: "Operation", file: Inode, page: int) -> None:
+        """Make the unwritten chunk of *page* one of zeroes: it needs a leaf no more to be written.
+
+        What was allocated in advance can be written on a full disk (ext4_ext_zeroout).
+        """
+        self._core.map.zero_out(op.tx, file.map_root, page)
+        op.published.append((file, page & -PMD_PAGES, PMD_PAGES))
+
     def _take(
         self, op: "Operation", file: Inode, first: int, count: int, end_bytes: int
     ) -> tuple[int, int]:
@@ -109,7 +124,7 @@ class FileIomapOps:
         count = min(count, blocks.free)
         if not count:
             raise FsError(errno.ENOSPC)
-        runs = blocks.alloc(op.tx, count, self._goal(file, first, end_bytes))
+        runs = blocks.alloc(op.tx, count, self.goal(file, first, end_bytes))
         page = first
         for run in runs:
             if page > first:
@@ -117,8 +132,8 @@ class FileIomapOps:
             page += run[1]
         return runs[0]
 
-    def _goal(self, file: Inode, first: int, end_bytes: int) -> int | None:
-        """Where page *first* of *file* should go."""
+    def goal(self, file: Inode, first: int, end_bytes: int) -> int | None:
+        """Where page *first* of *file*, which will reach to byte *end_bytes*, should go."""
         leaf, slot = first >> PMD_ORDER, first & PMD_PAGES - 1
         chunk = file.reservations.get(leaf)
         if chunk is not None:

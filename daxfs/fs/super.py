@@ -4,14 +4,16 @@ Kernel counterpart: fs/ext4/super.c (fill_super, put_super, statfs).
 
 FileSystem is one object made of layers, each in its own module:
 
-    super   mount, unmount, statfs
+    super   mount, unmount, remount, statfs
     namei   lookup, create, link, unlink, rename, readdir
+    falloc  fallocate, seek, copy_range
     file    read, write, setattr, fsync, open, release, ref, forget
     xattr   extended attributes and access control lists
     core    the parts, the inode cache, Operation
 
 The state word of the image goes CLEAN -> DIRTY when it is mounted for writing, before anything
-else changes, and back at unmount, after everything else is durable. ERROR is left to fsck.
+else changes, and back at unmount, or when it becomes read-only, after everything else is durable.
+ERROR is left to fsck.
 """
 
 import errno
@@ -23,6 +25,7 @@ from daxfs.alloc.blocks import BlockAllocator
 from daxfs.alloc.inodes import InodeAllocator
 from daxfs.errors import CorruptionError, FsError
 from daxfs.fs.core import AtimeMode, DaxMode, OnChange, Options
+from daxfs.fs.falloc import SpaceOperations
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import NameOperations
 from daxfs.fs.recovery import find_usage
@@ -64,7 +67,7 @@ class StatFs(NamedTuple):
     bsize: int
 
 
-class FileSystem(NameOperations):
+class FileSystem(NameOperations, SpaceOperations):
     """A mounted filesystem. Made by ``mount``; everything is synchronous."""
 
     @classmethod
@@ -160,8 +163,31 @@ class FileSystem(NameOperations):
         for inode in self.cached_inodes():
             inode.nlookup = inode.nopen = 0
             self._put(inode)
-        if self.read_only:
+        if not self.read_only:
+            self._store_clean()
+
+    def remount(self, *, read_only: bool) -> None:
+        """Make the mount read-only, and the image a clean one, or writable again.
+
+        Deleted files are freed first: the kernel refuses to remount while one is in use. EIO;
+        EROFS: the image was opened for reading.
+        """
+        if read_only == self.read_only:
             return
+        if not read_only:
+            if not self.image.writable:
+                raise FsError(errno.EROFS, f"{self.image.path} was opened for reading only")
+            self.read_only = False
+            self._start(self.persist.load_u64(STATE_OFFSET))
+            return
+        for inode in self.cached_inodes():
+            if inode.nlink == 0 and inode.nopen == 0:
+                inode.nlookup = 0
+                self._put(inode)
+        self._store_clean()
+
+    def _store_clean(self) -> None:
+        """Make everything durable, mark the image clean, and change nothing from now on."""
         self.sync()
         self.blocks.flush_discards()
         bitmap = self.blocks.bitmap()

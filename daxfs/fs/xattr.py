@@ -32,6 +32,8 @@ from daxfs.ondisk.layout import (
 )
 
 PREFIXES: Final = (b"user.", b"trusted.", b"security.")
+XATTR_LIST_MAX: Final = 64 << 10
+"""Bytes of all names of an inode, each with a NUL: more of them listxattr(2) cannot list."""
 
 
 def decode_blob(ino: int, blob: bytes) -> dict[bytes, bytes]:
@@ -147,9 +149,14 @@ class XattrOperations(Core):
         return decode_blob(inode.ino, b"".join(parts))
 
     def _store_xattrs(self, op: Operation, inode: Inode, attributes: dict[bytes, bytes]) -> None:
-        """Make *attributes* those of *inode*. ENOSPC, also for more than XATTR_TOTAL_MAX bytes."""
+        """Make *attributes* those of *inode*.
+
+        ENOSPC, also for more than XATTR_TOTAL_MAX bytes, or XATTR_LIST_MAX bytes of names.
+        """
         root = grown = 0
         if attributes:
+            if sum(map(len, attributes)) + len(attributes) > XATTR_LIST_MAX:
+                raise FsError(errno.ENOSPC, "the names of the extended attributes are too long")
             blob = encode_blob(attributes)
             if len(blob) > XATTR_TOTAL_MAX:
                 raise FsError(errno.ENOSPC, "the extended attributes of one file are too large")

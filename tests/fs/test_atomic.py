@@ -2,6 +2,7 @@
 space at each allocation, the tree is the one before or the one after."""
 
 import errno
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -9,13 +10,13 @@ import pytest
 from fsbox import PAGE, ROOT, FsBox, Tree
 
 from daxfs.errors import FsckExit, FsError
-from daxfs.fs import acl, core
+from daxfs.fs import acl, core, falloc
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.namei import RENAME_EXCHANGE
 from daxfs.fsck.checker import check_image
 from daxfs.ondisk.layout import JOURNAL_SEQ_OFFSET
 
-SIZE = 6 << 20
+SIZE = 14 << 20
 LIST = [acl.AclEntry(acl.USER_OBJ, 7), acl.AclEntry(acl.GROUP_OBJ, 5), acl.AclEntry(acl.OTHER, 0)]
 NAMED = [LIST[0], acl.AclEntry(acl.USER, 6, 9), LIST[1], acl.AclEntry(acl.MASK, 7), LIST[2]]
 
@@ -39,13 +40,32 @@ def prepare(box: FsBox) -> None:
         fs.write(huge, pos, b"h" * (1 << 20))
     fs.write(huge, 4 << 20, b"end")
     fs.forget(huge.ino, 1)
+    fs.fallocate(box.file(b"spare"), 0, 0, 4 << 20)
     full = fs.mkdir(box.root, b"full", 0o755, ROOT)
     for i in range(15):
         fs.link(box.path(b"small"), full, b"%03d" % i + b"n" * 250)
     fs.link(box.path(b"small"), full, b"%03d" % 15 + b"n" * 120)
 
 
-OPERATIONS: dict[str, Callable[[FsBox], Any]] = {
+SPACE_OPERATIONS: dict[str, Callable[[FsBox], Any]] = {
+    "allocate": lambda b: b.fs.fallocate(b.path(b"f"), 0, 30000, 60000),
+    "allocate behind the end": lambda b: b.fs.fallocate(b.path(b"f2"), 1, 0, 5 * PAGE),
+    "allocate around data": lambda b: b.fs.fallocate(b.path(b"huge"), 0, 0, 9 << 19),
+    "allocate whole chunks": lambda b: b.fs.fallocate(b.path(b"f"), 0, 1 << 20, 3 << 20),
+    "punch within a page": lambda b: b.fs.fallocate(b.path(b"f"), 3, 5000, 10),
+    "punch pages and edges": lambda b: b.fs.fallocate(b.path(b"f"), 3, 5000, 9999),
+    "punch in a chunk": lambda b: b.fs.fallocate(b.path(b"huge"), 3, 100000, 1 << 20),
+    "punch everything": lambda b: b.fs.fallocate(b.path(b"huge"), 3, 0, 1 << 40),
+    "zero within a page": lambda b: b.fs.fallocate(b.path(b"f"), 17, 5000, 10),
+    "zero pages and edges": lambda b: b.fs.fallocate(b.path(b"f"), 17, 5000, 9999),
+    "zero in a chunk": lambda b: b.fs.fallocate(b.path(b"huge"), 16, 100000, 1 << 20),
+    "zero data and holes": lambda b: b.fs.fallocate(b.path(b"huge"), 16, 100000, 9 << 19),
+    "write into allocated pages": lambda b: b.fs.write(b.path(b"spare"), 5000, b"w" * 9000),
+    "write into an allocated chunk": lambda b: b.fs.write(b.path(b"spare"), 3 << 20, b"w" * 900),
+    "copy data": lambda b: b.fs.copy_range(b.path(b"f"), 100, b.path(b"f2"), 3000, 15000),
+    "copy a hole": lambda b: b.fs.copy_range(b.path(b"huge"), 3 << 20, b.path(b"f"), 77, 1 << 19),
+}
+OPERATIONS: dict[str, Callable[[FsBox], Any]] = SPACE_OPERATIONS | {
     "create": lambda b: b.fs.create(b.root, b"new", 0o644, ROOT),
     "create in an empty folder": lambda b: b.fs.create(b.path(b"empty"), b"new", 0o644, ROOT),
     "create in a full folder": lambda b: b.fs.create(b.path(b"full"), b"n" * 255, 0o644, ROOT),
@@ -125,6 +145,50 @@ def ready(make_box: type[FsBox], monkeypatch: pytest.MonkeyPatch) -> FsBox:
     return box
 
 
+class PowerCut:
+    """Sees what of the stores a power cut can leave: all that was flushed and then fenced, and of
+    each other cache line the stores of 8 bytes up to any of them."""
+
+    def __init__(self, box: FsBox, seed: str) -> None:
+        self.durable = bytearray(box.image.mem)
+        self.pending: dict[int, list[tuple[int, bytes]]] = {}
+        self.flushed: dict[int, int] = {}
+        self.chance = random.Random(seed)
+        self.images: list[bytes] = []
+
+    def on_store(self, offset: int, data: bytes) -> None:
+        while data:
+            count = 8 - offset % 8
+            self.pending.setdefault(offset // 64, []).append((offset, data[:count]))
+            offset, data = offset + count, data[count:]
+
+    def on_flush(self, offset: int, length: int) -> None:
+        for line in range(offset // 64, (offset + length - 1) // 64 + 1):
+            self.flushed[line] = len(self.pending.get(line, ()))
+
+    def on_fence(self) -> None:
+        self.cut()
+        for line, count in self.flushed.items():
+            stores = self.pending.pop(line, [])
+            self._keep(self.durable, stores[:count])
+            if stores[count:]:
+                self.pending[line] = stores[count:]
+        self.flushed.clear()
+
+    def cut(self) -> None:
+        """Add two images as power cuts leave them now: without anything pending, and with some."""
+        self.images.append(bytes(self.durable))
+        image = bytearray(self.durable)
+        for stores in self.pending.values():
+            self._keep(image, stores[: self.chance.randint(0, len(stores))])
+        self.images.append(bytes(image))
+
+    @staticmethod
+    def _keep(image: bytearray, stores: list[tuple[int, bytes]]) -> None:
+        for offset, data in stores:
+            image[offset : offset + len(data)] = data
+
+
 def fsck(box: FsBox) -> None:
     """What a crash at this moment leaves is right once it was mounted and unmounted."""
     copy = FsBox.of_bytes(bytes(box.image.mem), enable_acl=True)
@@ -184,6 +248,34 @@ def test_a_crash_before_any_store_leaves_the_tree_before_or_after(ready: FsBox, 
     assert seen == sorted(seen)
 
 
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [
+        *((name, False) for name in SPACE_OPERATIONS),
+        ("punch in a chunk", True),
+        ("write into an allocated chunk", True),
+    ],
+)
+def test_a_power_cut_leaves_the_tree_before_or_after(
+    ready: FsBox, monkeypatch: pytest.MonkeyPatch, name: str, full: bool
+) -> None:
+    if full:
+        monkeypatch.setattr(ready.fs.blocks, "free", 0)
+    before = ready.tree()
+    watch = PowerCut(ready, name)
+    ready.persist.observer = watch
+    OPERATIONS[name](ready)
+    watch.cut()
+    ready.persist.observer = None
+    after = ready.tree()
+    assert not watch.pending
+    for image in dict.fromkeys(watch.images):
+        box = FsBox.of_bytes(image, enable_acl=True, atime="noatime")
+        assert box.tree() in (before, after)
+        fsck(box)
+        box.close()
+
+
 def _extending_shows_zeroes(box: FsBox, tree: Tree) -> None:
     """What an append that was undone left behind the end of a file never appears."""
     for path, extend in (
@@ -195,6 +287,35 @@ def _extending_shows_zeroes(box: FsBox, tree: Tree) -> None:
             size = file.size
             extend(file)
             assert not any(bytes(box.fs.read(file, size, 9000)[0]))
+
+
+@pytest.mark.parametrize("mode", [0, 16])
+def test_a_crash_at_any_store_of_a_long_call_leaves_a_part_of_it_done(
+    make_box: type[FsBox], monkeypatch: pytest.MonkeyPatch, mode: int
+) -> None:
+    box = make_box(12 << 20, discard=False)
+    monkeypatch.setattr(falloc, "_LOG_BESIDES", box.fs.journal.end - box.fs.journal.start)
+    file = box.file(b"f")
+    box.fs.open(file)
+    box.fs.write(file, 1 << 20, b"\xdb" * (5 << 20))
+    box.fs.fallocate(file, 3, 3 << 20, 100000)
+    old = box.data(file)
+    watch = Interrupter(box, None)
+    box.persist.observer = watch
+    box.fs.fallocate(file, mode, 5000, 6 << 20)
+    box.persist.observer = None
+    new = box.data(file)
+    assert len(watch.images) > 10
+    for image in dict.fromkeys(watch.images):
+        crashed = FsBox.of_bytes(image)
+        data = crashed.data(crashed.path(b"f")).ljust(len(new), b"\0")
+        for pos in range(0, len(new), 1 << 19):
+            piece = slice(pos, pos + (1 << 19))
+            assert data[piece] in (old[piece], new[piece])
+        crashed.fs.unmount()
+        said: list[str] = []
+        assert check_image(crashed.image, repair=False, say=said.append) == FsckExit.CLEAN, said
+        crashed.close()
 
 
 def is_done(box: FsBox, name: str) -> bool:

@@ -4,11 +4,12 @@ import errno
 import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from daxfs.alloc.blocks import BlockAllocator
 from daxfs.errors import CorruptionError, FsError
-from daxfs.fs.blockmap import PAGES_MAX, BlockMap, Change
+from daxfs.fs.blockmap import PAGES_MAX, BlockMap, Change, Node
 from daxfs.journal.undo import Journal
 from daxfs.mkfs.format import format_image
 from daxfs.ondisk.bitmap import metadata_blocks
@@ -49,14 +50,24 @@ class Maps:
         with self.journal.begin() as tx:
             self.apply(self.map.clear(tx, self.root, start, end))
 
-    def pages(self) -> dict[int, int]:
-        """What the tree maps, by the reader that fsck uses."""
+    def fill(self, start: int, end: int, goal: int | None = None, unwrite: bool = False) -> None:
+        """Allocate what is missing of pages start .. end-1."""
+
+        def take(pgoff: int, count: int) -> Node:
+            runs = self.blocks.alloc(tx, count, goal)
+            return np.concatenate([np.arange(b, b + n, dtype=np.uint64) for b, n in runs])
+
+        with self.journal.begin() as tx:
+            self.apply(self.map.fill(tx, self.root, start, end, take, unwrite=unwrite))
+
+    def pages(self, unwritten: bool | None = None) -> dict[int, int]:
+        """What the tree maps (all, or what is written or not), by the reader that fsck uses."""
         found: dict[int, int] = {}
         owned = 0
         for part in walk(self.image, self.sb, self.root, max_pages=PAGES_MAX):
             owned += part.count
             assert self.blocks.is_used(part.block, part.count)
-            if part.kind == "data":
+            if part.kind == "data" and unwritten in (None, part.unwritten):
                 found.update((part.pgoff + i, part.block + i) for i in range(part.count))
         assert owned == self.owned == self.blocks.used
         return found
@@ -94,6 +105,80 @@ def test_random_writes_and_cuts_agree_with_a_dict(maps: Maps, seed: int) -> None
             assert maps.map.lookup(maps.root, page, 1).block == model.get(page, 0)
     maps.clear(0)
     assert (maps.root, maps.owned, maps.blocks.used) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_fills_writes_and_cuts_agree_with_a_dict(maps: Maps, seed: int) -> None:
+    chance = random.Random(seed)
+    model: dict[int, bool] = {}
+    bases = [0, 512, 1024, 511 * 512, 512**2, 512**3 * 3, PAGES_MAX - 2048]
+    for _ in range(120):
+        start = chance.choice([*bases, chance.choice(bases) + chance.randrange(512)])
+        end = start + chance.choice([1, 100, 512, 1024, chance.randrange(1, 1500)])
+        before, kind = maps.pages(), chance.random()
+        if kind < 0.6:
+            missing = end - start - maps.map.mapped(maps.root, start, end)
+            assert missing == sum(page not in model for page in range(start, end))
+            if missing + 16 > maps.blocks.free:
+                continue
+            unwrite = kind < 0.25
+            maps.fill(start, end, chance.choice([None, 2560]), unwrite)
+            for page in range(start, end):
+                model[page] = page not in model or unwrite or model[page]
+            after = maps.pages()
+            assert {page: after[page] for page in before} == before
+        elif kind < 0.8:
+            run = maps.map.lookup(maps.root, start, min(end - start, 512 - start % 512))
+            if not run.unwritten:
+                continue
+            with maps.journal.begin() as tx:
+                maps.apply(maps.map.publish(tx, maps.root, start, run.block, run.pages))
+            model.update(dict.fromkeys(range(start, start + run.pages), False))
+        else:
+            maps.clear(start, end)
+            model = {page: state for page, state in model.items() if not start <= page < end}
+        for state in (False, True):
+            assert set(maps.pages(state)) == {page for page in model if model[page] is state}
+    maps.clear(0)
+    assert (maps.root, maps.owned, maps.blocks.used) == (0, 0, 0)
+
+
+def test_filling_takes_huge_entries_for_whole_chunks_and_leaves_for_scattered_blocks(
+    maps: Maps,
+) -> None:
+    maps.fill(100, 5 * 512 + 7)
+    assert maps.owned == 5 * 512 + 7 - 100 + 1 + 2
+    assert maps.map.lookup(maps.root, 512, 512).block % 512 == 0
+    maps.clear(0)
+    for block in range(maps.sb.data_start, maps.sb.data_end, 512):
+        with maps.journal.begin() as tx:
+            maps.blocks.alloc(tx, 1, block + 5)
+    others = maps.blocks.used
+    maps.fill(512, 3 * 512)
+    assert maps.owned == 2 * 512 + 1 + 2
+    assert maps.blocks.used == others + maps.owned
+
+
+def test_filling_one_page_of_nothing_needs_no_node(maps: Maps) -> None:
+    maps.fill(0, 1)
+    assert (root_height(maps.root), maps.owned) == (0, 1)
+    assert maps.map.lookup(maps.root, 0, 1).unwritten
+    maps.fill(0, 3, unwrite=True)
+    assert (root_height(maps.root), maps.owned) == (1, 4)
+    assert maps.map.lookup(maps.root, 0, 3).unwritten
+
+
+def test_a_full_disk_in_the_middle_of_a_fill_changes_nothing(maps: Maps) -> None:
+    maps.fill(700, 800)
+    with maps.journal.begin() as tx:
+        maps.blocks.alloc(tx, maps.blocks.free - 1024)
+    root, used = maps.root, maps.blocks.used
+    with pytest.raises(FsError) as caught:
+        maps.fill(512, 1700)
+    assert caught.value.errno == errno.ENOSPC
+    assert (maps.root, maps.blocks.used) == (root, used)
+    assert maps.map.mapped(maps.root, 0, PAGES_MAX) == 100
+    assert maps.map.lookup(maps.root, 512, 1) == (0, 1, False)
 
 
 def test_lookup_joins_runs_across_leaves_and_skips_holes_at_once(maps: Maps) -> None:
