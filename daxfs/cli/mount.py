@@ -5,7 +5,7 @@ import click
 from daxfs.cli.command import PATH, SIZE, ExitCodes, command
 from daxfs.errors import MountExit
 from daxfs.fuse.logs import LOG_HELP
-from daxfs.fuse.options import OPTIONS_HELP, parse_options
+from daxfs.fuse.options import OPTIONS_HELP, parse_options, wants_remount
 
 _CODES = ExitCodes(
     usage=MountExit.USAGE,
@@ -22,6 +22,7 @@ daxfs mount /dev/shm/pmem /mnt
 daxfs mount -o dax=inode,hole_cache=16M /dev/shm/pmem /mnt
 daxfs mount --size 1G :memory: /mnt
 mount -t fuse.daxfs -o ro /dev/shm/pmem /mnt
+mount -o remount,rw /mnt
 """,
     codes=_CODES,
     note=LOG_HELP,
@@ -42,7 +43,12 @@ def mount(
     Returns when the mount can be used; a daemon serves it until it is unmounted. The image
     :memory: is made in memory, with the size given, and is gone after the unmount.
     """
-    from daxfs.fuse import daemon
+    from daxfs.fuse import daemon, remount
 
+    text = ",".join(options)
+    wanted = parse_options(text)
+    if wants_remount(text):
+        remount.remount(mountpoint, wanted)
+        return
     serve = daemon.mount_in_foreground if foreground else daemon.mount_in_background
-    serve(image, mountpoint, parse_options(",".join(options)), size=size)
+    serve(image, mountpoint, wanted, size=size)

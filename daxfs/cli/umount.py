@@ -1,5 +1,6 @@
 """``daxfs umount``: unmount, and wait until the image is released."""
 
+import contextlib
 import errno
 import os
 import time
@@ -10,7 +11,9 @@ import click
 from daxfs.cli.command import PATH, ExitCodes, command
 from daxfs.cli.mounts import find_mount
 from daxfs.errors import CommandError, MountExit
+from daxfs.fuse.control import Client
 from daxfs.fuse.mountinfo import MountEntry, same_filesystem
+from daxfs.pmem.image import ANONYMOUS_PATH
 
 _CODES = ExitCodes(
     usage=MountExit.USAGE,
@@ -33,7 +36,8 @@ def umount(mountpoint: str) -> None:
     from daxfs.fuse.mounting import detach
 
     entry = find_mount(mountpoint)
-    holders = _holders(entry.source)
+    image = _image_of(entry)
+    holders = _holders(image)
     try:
         detach(entry, lazy=False)
     except OSError as error:
@@ -47,7 +51,15 @@ def umount(mountpoint: str) -> None:
         detach(entry, lazy=True)
     if not same_filesystem(entry):
         for holder in holders:
-            _wait_for(holder, entry.source)
+            _wait_for(holder, image)
+
+
+def _image_of(entry: MountEntry) -> str:
+    """The path of the image, which the source of *entry* may give from another directory."""
+    if not os.path.isabs(entry.source) and entry.source != ANONYMOUS_PATH:
+        with contextlib.suppress(CommandError), Client(entry.mountpoint) as client:
+            return str(client.request("info")["path"])
+    return entry.source
 
 
 def _is_dead(entry: MountEntry) -> bool:

@@ -5,15 +5,23 @@
  * pyfuse3 calls are therefore found here first; each does its small work and calls the real one:
  *
  *   fuse_session_new          keeps the session pointer (a range of a file can be invalidated only
- *                             with it) and puts its own handlers of INIT and READ before pyfuse3's
+ *                             with it), puts its own handlers of INIT and READ before pyfuse3's, and
+ *                             adds handlers of the requests that pyfuse3 does not know
  *   fuse_session_receive_buf  never blocks: a request that vanished between epoll and read (its
- *                             program was killed) would otherwise stop the whole event loop
+ *                             program was killed) would otherwise stop the whole event loop; and
+ *                             makes COPY_FILE_RANGE_64 a request that libfuse knows
  *   fuse_session_destroy      forgets the session pointer, after the last use of it has ended
  *
  * Invariants: `session` is read and used under the read side of `session_lock` and changed under the
  * write side, so that a session is never used after it was destroyed.  The lock is never taken by a
  * thread that then waits for the GIL: the GIL is released before the read side is taken and
  * acquired after it was given back.
+ *
+ * FALLOCATE, LSEEK, COPY_FILE_RANGE and IOCTL are handed to one Python callable, each with a capsule
+ * that stands for the request and with which it is answered, at once or later.  A request is
+ * answered once: a capsule that goes unanswered answers EIO, and one that outlives its session
+ * answers nothing, since libfuse's part of the request went with the session.  Capsules are made,
+ * answered and destroyed, and sessions are made and destroyed, in the GIL: that is their lock.
  */
 #define PY_SSIZE_T_CLEAN
 #define FUSE_USE_VERSION 35
@@ -26,18 +34,29 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+#if __has_include(<fuse_lowlevel.h>)
 #include <fuse_lowlevel.h>
-
 #if FUSE_MAJOR_VERSION != 3 || FUSE_MINOR_VERSION >= 17
-#error "libfuse 3.17 renamed fuse_session_new(); this module knows libfuse 3.2 to 3.16"
+#error "libfuse 3.17 renamed fuse_session_new(); this module knows libfuse 3.8 to 3.16"
+#endif
+#else
+#error "the headers of libfuse 3 are missing: install libfuse3-dev (Debian, Ubuntu) or fuse3-devel"
 #endif
 
 static pthread_rwlock_t session_lock = PTHREAD_RWLOCK_INITIALIZER;
 static struct fuse_session *session;
+
+/* How many sessions there were: a request belongs to the one that had this number. */
+static unsigned long session_number;
+
+/* What gets the requests that pyfuse3 does not know, or NULL; and whether they are routed to it. */
+static PyObject *request_handler;
+static int handles_requests;
 
 /* pyfuse3's own init handler, and what configure() asked for. */
 static void (*inner_init)(void *userdata, struct fuse_conn_info *conn);
@@ -91,6 +110,135 @@ static void companion_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 	inner_read(req, ino, size, off, fi);
 }
 
+/* A request that waits for its answer; req is NULL once it was answered. */
+struct request {
+	fuse_req_t req;
+	unsigned long session_number;
+};
+
+#define REQUEST_NAME "daxfs.fuse._lowlevel.request"
+
+/* Take libfuse's handle out of *request*, for the one answer; NULL if it went with its session. */
+static fuse_req_t take_request(struct request *request)
+{
+	fuse_req_t req = request->req;
+
+	request->req = NULL;
+	return session && request->session_number == session_number ? req : NULL;
+}
+
+static void destroy_request(PyObject *capsule)
+{
+	struct request *request = PyCapsule_GetPointer(capsule, REQUEST_NAME);
+	fuse_req_t req = take_request(request);
+
+	if (req)
+		fuse_reply_err(req, EIO);
+	PyMem_Free(request);
+}
+
+/* A capsule that answers *req*; NULL with an exception set, and *req* answered, without memory. */
+static PyObject *new_request(fuse_req_t req)
+{
+	struct request *request = PyMem_Malloc(sizeof(*request));
+	PyObject *capsule;
+
+	if (!request) {
+		fuse_reply_err(req, ENOMEM);
+		return PyErr_NoMemory();
+	}
+	request->req = req;
+	request->session_number = session_number;
+	capsule = PyCapsule_New(request, REQUEST_NAME, destroy_request);
+	if (!capsule) {
+		fuse_reply_err(req, ENOMEM);
+		PyMem_Free(request);
+	}
+	return capsule;
+}
+
+/* Call the handler with the tuple *arguments*, whose reference is taken. Whatever goes wrong is
+ * printed, and the end of the capsule in *arguments* answers. */
+static void call_handler(PyObject *arguments)
+{
+	PyObject *result = NULL;
+
+	if (arguments && request_handler)
+		result = PyObject_CallObject(request_handler, arguments);
+	if (PyErr_Occurred())
+		PyErr_WriteUnraisable(request_handler);
+	Py_XDECREF(result);
+	Py_XDECREF(arguments);
+}
+
+static void companion_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+				struct fuse_file_info *fi)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+
+	(void)ino;
+	call_handler(Py_BuildValue("sNKiLL", "fallocate", new_request(req),
+				   (unsigned long long)fi->fh, mode, (long long)offset,
+				   (long long)length));
+	PyGILState_Release(gil);
+}
+
+static void companion_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence,
+			    struct fuse_file_info *fi)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+
+	(void)ino;
+	call_handler(Py_BuildValue("sNKLi", "lseek", new_request(req), (unsigned long long)fi->fh,
+				   (long long)off, whence));
+	PyGILState_Release(gil);
+}
+
+static void companion_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+				      struct fuse_file_info *fi_in, fuse_ino_t ino_out,
+				      off_t off_out, struct fuse_file_info *fi_out, size_t len,
+				      int flags)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+
+	(void)ino_in;
+	(void)ino_out;
+	(void)flags; /* copy_file_range(2) has none */
+	call_handler(Py_BuildValue("sNKLKLn", "copy_file_range", new_request(req),
+				   (unsigned long long)fi_in->fh, (long long)off_in,
+				   (unsigned long long)fi_out->fh, (long long)off_out,
+				   (Py_ssize_t)len));
+	PyGILState_Release(gil);
+}
+
+static void companion_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg,
+			    struct fuse_file_info *fi, unsigned int flags, const void *in_buf,
+			    size_t in_bufsz, size_t out_bufsz)
+{
+	PyGILState_STATE gil = PyGILState_Ensure();
+
+	(void)ino;
+	(void)arg;
+	(void)flags;
+	call_handler(Py_BuildValue("sNKIy#n", "ioctl", new_request(req), (unsigned long long)fi->fh,
+				   cmd, in_bufsz ? (const char *)in_buf : "", (Py_ssize_t)in_bufsz,
+				   (Py_ssize_t)out_bufsz));
+	PyGILState_Release(gil);
+}
+
+/* Put the handlers above into *table*, of *size* bytes; false if it is too old to have room. */
+static int add_handlers(struct fuse_lowlevel_ops *table, size_t size)
+{
+	/* lseek is the youngest of them, and the last field. */
+	if (size < offsetof(struct fuse_lowlevel_ops, lseek) + sizeof(table->lseek))
+		return 0;
+	table->fallocate = companion_fallocate;
+	table->lseek = companion_lseek;
+	table->copy_file_range = companion_copy_file_range;
+	table->ioctl = companion_ioctl;
+	return 1;
+}
+
 struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
 				      size_t op_size, void *userdata)
 {
@@ -110,13 +258,44 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 	inner_read = table->read;
 	if (inner_read)
 		table->read = companion_read;
+	handles_requests = request_handler && add_handlers(table, op_size);
 	made = real_new(args, table, op_size, userdata);
 	free(table);
 
 	pthread_rwlock_wrlock(&session_lock);
 	session = made;
+	session_number++;
 	pthread_rwlock_unlock(&session_lock);
 	return made;
+}
+
+#define COPY_FILE_RANGE_OPCODE 47
+#define COPY_FILE_RANGE_64_OPCODE 53
+
+/* How each request begins: struct fuse_in_header of linux/fuse.h. */
+struct request_start {
+	uint32_t length;
+	uint32_t opcode;
+};
+
+/*
+ * Make COPY_FILE_RANGE_64 (Linux 6.18) the COPY_FILE_RANGE that libfuse knows.  The requests are
+ * the same, and so are the answers in little-endian order: the upper half of the wide count is the
+ * padding of the narrow one.  To let libfuse answer ENOSYS is no choice: two programs that get it at
+ * the same time make the kernel believe that neither request is known, and copy holes as zeroes.
+ */
+static void narrow_copy(const struct fuse_buf *buf, int length)
+{
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+	struct request_start *start = buf->mem;
+
+	if (handles_requests && !(buf->flags & FUSE_BUF_IS_FD) && length >= (int)sizeof(*start) &&
+	    start->opcode == COPY_FILE_RANGE_64_OPCODE)
+		start->opcode = COPY_FILE_RANGE_OPCODE;
+#else
+	(void)buf;
+	(void)length;
+#endif
 }
 
 int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
@@ -127,6 +306,7 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	if (!real_receive)
 		real_receive = real_function("fuse_session_receive_buf");
 	result = real_receive(se, buf);
+	narrow_copy(buf, result);
 	/* pyfuse3's loop starts over on EINTR, and ends the mount on EAGAIN. */
 	return result == -EAGAIN ? -EINTR : result;
 }
@@ -143,17 +323,31 @@ void fuse_session_destroy(struct fuse_session *se)
 }
 
 PyDoc_STRVAR(configure_doc,
-"configure(max_readahead)\n--\n\n"
-"Before the mount: the most readahead (bytes) that INIT may agree on.");
+"configure(max_readahead, handler)\n--\n\n"
+"Before the mount: the most readahead (bytes) that INIT may agree on, and a callable for requests\n"
+"that pyfuse3 does not know, or None: then the kernel is told that there are no such operations.\n\n"
+"handler(op, request, *args) is called on the thread that serves requests, with the name of the\n"
+"operation, a capsule for the reply functions, and\n"
+"  'fallocate'        fh, mode, offset, length\n"
+"  'lseek'            fh, offset, whence\n"
+"  'copy_file_range'  fh_in, offset_in, fh_out, offset_out, length\n"
+"  'ioctl'            fh, command, bytes of the argument, length of the answer\n"
+"A capsule that is let go without an answer answers EIO.");
 
 static PyObject *configure(PyObject *module, PyObject *args)
 {
 	unsigned int max_readahead;
+	PyObject *handler;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "I:configure", &max_readahead))
+	if (!PyArg_ParseTuple(args, "IO:configure", &max_readahead, &handler))
 		return NULL;
+	if (handler != Py_None && !PyCallable_Check(handler)) {
+		PyErr_SetString(PyExc_TypeError, "the handler must be callable or None");
+		return NULL;
+	}
 	wanted_readahead = max_readahead;
+	Py_XSETREF(request_handler, handler == Py_None ? NULL : Py_NewRef(handler));
 	Py_RETURN_NONE;
 }
 
@@ -173,6 +367,111 @@ static PyObject *has_session(PyObject *module, PyObject *ignored)
 	pthread_rwlock_unlock(&session_lock);
 	Py_END_ALLOW_THREADS
 	return PyBool_FromLong(known);
+}
+
+PyDoc_STRVAR(has_operations_doc,
+"has_operations()\n--\n\n"
+"True if the session that was made last hands the requests that pyfuse3 does not know to the\n"
+"handler of configure().");
+
+static PyObject *has_operations(PyObject *module, PyObject *ignored)
+{
+	(void)module;
+	(void)ignored;
+	return PyBool_FromLong(handles_requests);
+}
+
+/* The converter ("O&") of a capsule that was not answered yet. */
+static int to_request(PyObject *capsule, void *result)
+{
+	struct request *request = PyCapsule_GetPointer(capsule, REQUEST_NAME);
+
+	if (!request)
+		return 0;
+	if (!request->req) {
+		PyErr_SetString(PyExc_ValueError, "the request was answered already");
+		return 0;
+	}
+	*(struct request **)result = request;
+	return 1;
+}
+
+PyDoc_STRVAR(reply_err_doc,
+"reply_err(request, error)\n--\n\n"
+"Answer with an errno, or with 0: it is done. As with all replies: nobody is told where the kernel\n"
+"gave the request up or its session has ended. ValueError: it was answered already.");
+
+static PyObject *reply_err(PyObject *module, PyObject *args)
+{
+	struct request *request;
+	fuse_req_t req;
+	int error;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "O&i:reply_err", to_request, &request, &error))
+		return NULL;
+	req = take_request(request);
+	if (req)
+		fuse_reply_err(req, error);
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(reply_lseek_doc,
+"reply_lseek(request, offset)\n--\n\n"
+"Answer LSEEK.");
+
+static PyObject *reply_lseek(PyObject *module, PyObject *args)
+{
+	struct request *request;
+	fuse_req_t req;
+	long long offset;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "O&L:reply_lseek", to_request, &request, &offset))
+		return NULL;
+	req = take_request(request);
+	if (req)
+		fuse_reply_lseek(req, offset);
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(reply_write_doc,
+"reply_write(request, count)\n--\n\n"
+"Answer COPY_FILE_RANGE with the number of bytes that were copied.");
+
+static PyObject *reply_write(PyObject *module, PyObject *args)
+{
+	struct request *request;
+	fuse_req_t req;
+	Py_ssize_t count;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "O&n:reply_write", to_request, &request, &count))
+		return NULL;
+	req = take_request(request);
+	if (req)
+		fuse_reply_write(req, count);
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(reply_ioctl_doc,
+"reply_ioctl(request, answer)\n--\n\n"
+"Answer IOCTL with bytes, as many as were asked for.");
+
+static PyObject *reply_ioctl(PyObject *module, PyObject *args)
+{
+	struct request *request;
+	fuse_req_t req;
+	const char *answer;
+	Py_ssize_t length;
+
+	(void)module;
+	if (!PyArg_ParseTuple(args, "O&y#:reply_ioctl", to_request, &request, &answer, &length))
+		return NULL;
+	req = take_request(request);
+	if (req)
+		fuse_reply_ioctl(req, 0, answer, length);
+	Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(invalidate_doc,
@@ -267,30 +566,33 @@ static PyObject *read_is_cached(PyObject *module, PyObject *ignored)
 	return PyBool_FromLong(inner_read && !(read_flags & O_DIRECT));
 }
 
-PyDoc_STRVAR(let_kernel_zero_doc,
-"let_kernel_zero(ino)\n--\n\n"
-"True: a READ of inode *ino* that was not answered yet may be answered with nothing for a hole.\n\n"
-"The kernel zeroes what an answer does not fill of the pages that it reads into, but takes a short\n"
-"answer for the end of the file, unless the attributes of the file were made invalid since it sent\n"
-"the READ: which is done here. This waits neither for pages nor for answers.");
+PyDoc_STRVAR(invalidate_attributes_doc,
+"invalidate_attributes(ino)\n--\n\n"
+"Have the kernel ask for the attributes of inode *ino* again; whether it was told. This waits\n"
+"neither for pages nor for answers.");
 
-static PyObject *let_kernel_zero(PyObject *module, PyObject *number)
+static PyObject *invalidate_attributes(PyObject *module, PyObject *number)
 {
 	unsigned long long ino = PyLong_AsUnsignedLongLong(number);
 
 	(void)module;
 	if (PyErr_Occurred())
 		return NULL;
-	/* The thread that answers READs is the one that makes and ends the session: no lock. */
+	/* The thread that answers requests is the one that makes and ends the session: no lock. */
 	return PyBool_FromLong(session && !fuse_lowlevel_notify_inval_inode(session, ino, -1, 0));
 }
 
 static PyMethodDef methods[] = {
 	{"configure", configure, METH_VARARGS, configure_doc},
 	{"has_session", has_session, METH_NOARGS, has_session_doc},
+	{"has_operations", has_operations, METH_NOARGS, has_operations_doc},
 	{"invalidate", invalidate, METH_VARARGS, invalidate_doc},
+	{"invalidate_attributes", invalidate_attributes, METH_O, invalidate_attributes_doc},
 	{"read_is_cached", read_is_cached, METH_NOARGS, read_is_cached_doc},
-	{"let_kernel_zero", let_kernel_zero, METH_O, let_kernel_zero_doc},
+	{"reply_err", reply_err, METH_VARARGS, reply_err_doc},
+	{"reply_ioctl", reply_ioctl, METH_VARARGS, reply_ioctl_doc},
+	{"reply_lseek", reply_lseek, METH_VARARGS, reply_lseek_doc},
+	{"reply_write", reply_write, METH_VARARGS, reply_write_doc},
 	{NULL, NULL, 0, NULL},
 };
 

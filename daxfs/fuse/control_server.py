@@ -47,13 +47,11 @@ class Answers:
         fs: FileSystem,
         evictor: Evictor,
         options: MountOptions,
-        image_spec: str,
         mountpoint: str,
     ) -> None:
         self._fs = fs
         self._evictor = evictor
         self._options = options
-        self._image_spec = image_spec
         self._mountpoint = mountpoint
         self._start = time.monotonic()
 
@@ -64,6 +62,7 @@ class Answers:
             "info": self.info,
             "map": self.map,
             "trace": self.trace,
+            "remount": self.remount,
         }
         op = request.get("op")
         operation = operations.get(op) if isinstance(op, str) else None
@@ -89,7 +88,7 @@ class Answers:
                 entries[kind] += count
         return {
             "mountpoint": self._mountpoint,
-            "image": self._image_spec,
+            "image": fs.image.path,
             "pid": os.getpid(),
             "uptime_seconds": time.monotonic() - self._start,
             "dax": self._options.dax,
@@ -187,6 +186,14 @@ class Answers:
         else:
             raise ValueError('trace needs "action": enable, disable or read')
         return {"enabled": trace.enabled}
+
+    def remount(self, request: Request) -> Answer:
+        """Change nothing from now on, or change again: the kernel's side of it is the caller's."""
+        read_only = request.get("read_only")
+        if not isinstance(read_only, bool):
+            raise ValueError('remount needs "read_only", true or false')
+        self._fs.remount(read_only=read_only)
+        return {"read_only": self._fs.read_only}
 
 
 def answer_line(line: bytes, answers: Callable[[Request], Answer]) -> bytes:

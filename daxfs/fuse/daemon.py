@@ -35,8 +35,6 @@ def mount_in_background(
 
     The process is expected to end soon: SIGINT is ignored afterwards, since the mount is made.
     """
-    # The daemon works in another directory.
-    image_spec, mountpoint = session.absolute(image_spec), os.path.abspath(mountpoint)
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -90,7 +88,6 @@ def _detach_from_terminal() -> None:
     os.setsid()
     if os.fork() != 0:
         os._exit(0)
-    os.chdir("/")
     os.umask(0o077)
 
 
@@ -122,6 +119,7 @@ def _serve(
     def ready() -> None:
         nonlocal said
         said = True
+        os.chdir("/")  # the image and the mountpoint, which may be relative paths, are found
         say({})
         os.close(writer)
 

@@ -154,6 +154,10 @@ class Evictor:
         if not self._writers[ino]:
             del self._writers[ino]
 
+    def is_open_for_writing(self, ino: int) -> bool:
+        """Whether a program may store to inode *ino*."""
+        return ino in self._writers
+
     def reading(self, size: int) -> bool:
         """Before a READ of *size* bytes is served: hand over what is over the budget.
 

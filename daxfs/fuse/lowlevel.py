@@ -4,13 +4,15 @@
 They are found first only if the module is loaded with RTLD_GLOBAL before pyfuse3 is: every module
 of daxfs that uses pyfuse3 gets it from here.
 
-Without the extension a mount works, but a range of a file cannot be taken back from the kernel:
-hole pages are evicted a whole file at a time.
+Without the extension a mount works, but it has no fallocate, no lseek for holes, no copy_file_range
+and no ioctl, and a range of a file cannot be taken back from the kernel: hole pages are evicted a
+whole file at a time.
 """
 
 import errno
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 
@@ -34,13 +36,66 @@ import pyfuse3  # noqa: E402  (only now may libfuse's functions be looked up)
 
 from daxfs.fuse.ledger import Run  # noqa: E402
 
-__all__ = ["configure", "invalidate", "let_kernel_zero", "missing", "pyfuse3", "read_is_cached"]
+__all__ = [
+    "Request",
+    "configure",
+    "invalidate",
+    "invalidate_attributes",
+    "let_kernel_zero",
+    "missing",
+    "pyfuse3",
+    "read_is_cached",
+    "reply",
+    "reply_error",
+]
+
+Request = object
+"""Stands for a request that pyfuse3 does not know, until it is answered."""
+
+_MISSING = (
+    "no fallocate, no lseek for holes, no copy_file_range, no ioctl, hole pages are evicted by "
+    "whole files, and INIT is left as pyfuse3 does it"
+)
 
 
-def configure(max_readahead_bytes: int) -> None:
-    """Before ``pyfuse3.init``: agree on at most *max_readahead_bytes* with the kernel."""
+def configure(max_readahead_bytes: int, handle: Callable[..., None] | None) -> None:
+    """Before ``pyfuse3.init``: what pyfuse3 cannot be told.
+
+    *max_readahead_bytes*: agree on at most so many with the kernel. *handle*: gets, on the event
+    loop's thread, the requests that pyfuse3 does not know: ``handle(op, request, *args)`` with
+
+    - ``"fallocate"``: fh, mode, offset, length
+    - ``"lseek"``: fh, offset, whence (SEEK_DATA or SEEK_HOLE)
+    - ``"copy_file_range"``: fh_in, offset_in, fh_out, offset_out, length
+    - ``"ioctl"``: fh, command, its argument as bytes, the length of the answer
+
+    and answers then or later with ``reply`` or ``reply_error``. A request that is dropped without
+    an answer gets EIO. None: the kernel is told that there are no such operations.
+    """
     if _extension is not None:
-        _extension.configure(max_readahead_bytes)
+        _extension.configure(max_readahead_bytes, handle)
+
+
+def reply(op: str, request: Request, result: int | bytes | None) -> None:
+    """Answer a request of ``handle``: *result* is what the operation *op* returns.
+
+    fallocate: None; lseek: an offset; copy_file_range: how many bytes; ioctl: bytes.
+    """
+    assert _extension is not None
+    if op == "lseek":
+        _extension.reply_lseek(request, result)
+    elif op == "copy_file_range":
+        _extension.reply_write(request, result)
+    elif op == "ioctl":
+        _extension.reply_ioctl(request, result)
+    else:
+        _extension.reply_err(request, 0)
+
+
+def reply_error(request: Request, code: int) -> None:
+    """Answer a request of ``handle`` with the errno *code*."""
+    assert _extension is not None
+    _extension.reply_err(request, code)
 
 
 def missing() -> str | None:
@@ -49,9 +104,11 @@ def missing() -> str | None:
         reason = "the extension daxfs.fuse._lowlevel was not built, or pyfuse3 was loaded before it"
     elif not _extension.has_session():
         reason = "pyfuse3 did not call the extension daxfs.fuse._lowlevel"
+    elif not _extension.has_operations():
+        return "pyfuse3's libfuse is too old for fallocate, lseek, copy_file_range and ioctl"
     else:
         return None
-    return f"{reason}: hole pages are evicted by whole files, and INIT is left as pyfuse3 does it"
+    return f"{reason}: {_MISSING}"
 
 
 def invalidate(runs: list[Run]) -> tuple[int, int]:
@@ -83,10 +140,20 @@ def read_is_cached() -> bool:
     return _extension is not None and bool(_extension.read_is_cached())
 
 
+def invalidate_attributes(ino: int) -> bool:
+    """Have the kernel ask for the attributes of inode *ino* again; whether it was told.
+
+    Waits neither for pages nor for answers, so it may be called on the event loop's thread.
+    """
+    return _extension is not None and bool(_extension.invalidate_attributes(ino))
+
+
 def let_kernel_zero(ino: int) -> bool:
     """True: a READ of zeroes into the page cache, of inode *ino*, may be answered with nothing.
 
-    The kernel then zeroes its pages itself, which costs half of what a copy does, and keeps the
-    size of the file (see ``_lowlevel.c``). To be called after the READ came and before the answer.
+    The kernel zeroes what an answer does not fill of the pages that it reads into, which costs half
+    of what a copy does. It takes a short answer for the end of the file, unless the attributes of
+    the file were made invalid since it sent the READ: so this is to be called after the READ came
+    and before the answer.
     """
-    return _extension is not None and bool(_extension.let_kernel_zero(ino))
+    return invalidate_attributes(ino)

@@ -128,6 +128,8 @@ def attach(
         arguments.add("allow_other")
     if options.read_only:
         arguments.add("ro")
+    if options.atime == "noatime":
+        arguments.add("noatime")
     said, error = _quietly(
         lambda: pyfuse3.init(operations, mountpoint, {_Argument(word) for word in arguments})
     )

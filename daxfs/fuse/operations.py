@@ -3,7 +3,8 @@
 Kernel counterpart: the inode_operations and file_operations tables of ext4.
 
 A handler runs in one step of the event loop, but where it waits: a READ of a hole for the evictor,
-who needs a locked entry or space for those (``_run``), fsync for its own fence.
+who needs a locked entry or space for those (``_run``), fsync for its own fence, and what is about
+blocks for the kernel to give pages back (``pages``).
 
 Not here, so that the kernel, told ENOSYS once, asks no more: access (default_permissions: the
 kernel checks), flush (closing a file makes nothing durable), fsyncdir (directories are durable when
@@ -28,6 +29,7 @@ from daxfs.dax.mapping import EntryLocked
 from daxfs.dax.rw import Buffer
 from daxfs.dax.zero_page import ZERO
 from daxfs.errors import CorruptionError, FsError
+from daxfs.fs.falloc import FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
@@ -36,8 +38,10 @@ from daxfs.fuse import lowlevel
 from daxfs.fuse.control import CONTROL_XATTR
 from daxfs.fuse.errmap import handler
 from daxfs.fuse.evictor import Evictor
+from daxfs.fuse.ioctl import ioctl
 from daxfs.fuse.lowlevel import pyfuse3
 from daxfs.fuse.options import MountOptions
+from daxfs.fuse.pages import Pages
 from daxfs.fuse.poll import Poller
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.units import PAGE_SIZE, SECTOR_SIZE
@@ -52,6 +56,9 @@ WRITEBACK_TIMEOUT_SECONDS: Final = 0.0
 the number of blocks that it knows when it writes pages, though that changes the number."""
 
 _CONTROL_XATTR: Final = CONTROL_XATTR.encode()
+
+REFETCH_MAX: Final = 1 << 20
+"""Bytes of a file that the kernel is made to read again to see that a program reads them."""
 
 SETTLE_SECONDS: Final = 0.02
 """How long to wait for the FORGETs of deleted files."""
@@ -78,6 +85,7 @@ class Operations(pyfuse3.Operations):
         self._fs = fs
         self._trace = fs.trace
         self._evictor = evictor
+        self._pages = Pages(fs, lowlevel.invalidate, keeps_sizes=self.enable_writeback_cache)
         self._poller = poller
         self._control = control_path.encode()
         self._remount_ro = options.errors == "remount-ro"
@@ -214,8 +222,15 @@ class Operations(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: "pyfuse3.RequestContext"
     ) -> "pyfuse3.EntryAttributes":
-        """LOOKUP; the kernel may remember that there is no such name, too."""
-        inode = self._find(self._fs.iget(parent_inode), name)
+        """LOOKUP; the kernel may remember that there is no such name, too.
+
+        It asks for ``.`` of a file of any type when it opens the handle of an inode that it has
+        forgotten (open_by_handle_at(2), NFS).
+        """
+        parent = self._fs.iget(parent_inode)
+        if name == b"." and parent.nlink == 0:
+            raise FsError(errno.ESTALE)
+        inode = parent if name == b"." else self._find(parent, name)
         if inode is not None:
             return self._entry(inode)
         missing = pyfuse3.EntryAttributes()
@@ -450,10 +465,20 @@ class Operations(pyfuse3.Operations):
     async def open(
         self, inode: int, flags: int, ctx: "pyfuse3.RequestContext"
     ) -> "pyfuse3.FileInfo":
-        """OPEN; the pages of an earlier open stay, for nobody else changes the file."""
+        """OPEN; the pages of an earlier open stay, for nobody else changes the file.
+
+        Those of a small file go when reading it has to set its access time: without a READ that
+        would not be known.
+        It is told nothing of rights: only root is taken for one that keeps suid (CAP_FSETID).
+        """
         file = self._fs.iget(inode)
-        await self._run(lambda: self._fs.open(file, flags))
-        return pyfuse3.FileInfo(fh=self._opened(file, flags))
+        was_dax = file.is_dax
+        await self._run(lambda: self._fs.open(file, flags, keep_suid=ctx.uid == 0))
+        # Of the hole pages of a file that was none of dax, the evictor does not know.
+        turned_dax = file.is_dax and not was_dax
+        reads = flags & os.O_ACCMODE != os.O_WRONLY and file.size <= REFETCH_MAX
+        keep = not (turned_dax or (reads and self._fs.wants_atime(file)))
+        return pyfuse3.FileInfo(fh=self._opened(file, flags), keep_cache=keep)
 
     @handler
     async def release(self, fh: int) -> None:
@@ -485,7 +510,17 @@ class Operations(pyfuse3.Operations):
         """
         inode = self._handles[fh]
         set_times = not self.enable_writeback_cache
-        written = await self._run(lambda: self._fs.write(inode, off, buf, set_times=set_times))
+
+        def store() -> int:
+            # As often as it is tried: what is to be stored may change while it waits.
+            for start, end in self._pages.outside(inode.ino, off, off + len(buf)):
+                part = buf if end - start == len(buf) else memoryview(buf)[start - off : end - off]
+                count = self._fs.write(inode, start, part, set_times=set_times)
+                if count < end - start:
+                    return start - off + count
+            return len(buf)
+
+        written = await self._run(store)
         self._poller.note(len(buf))
         return written
 
@@ -503,6 +538,54 @@ class Operations(pyfuse3.Operations):
             durable = True
         finally:
             writeback.finish(durable=durable)
+
+    # --- what pyfuse3 does not know (see ``requests``) --------------------------------------------
+
+    @handler
+    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
+        """FALLOCATE."""
+        inode = self._handles[fh]
+
+        async def change() -> int:
+            await self._run(lambda: self._fs.fallocate(inode, mode, offset, length))
+            return length
+
+        if mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE):
+            await self._pages.replace(inode, offset, change)
+        else:
+            await change()
+
+    @handler
+    async def lseek(self, fh: int, offset: int, whence: int) -> int:
+        """LSEEK, of SEEK_DATA and SEEK_HOLE."""
+        inode = self._handles[fh]
+        if self._evictor.is_open_for_writing(inode.ino):
+            return await self._pages.seek(inode, offset, whence)
+        return self._fs.seek(inode, offset, whence)
+
+    @handler
+    async def copy_file_range(
+        self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
+    ) -> int:
+        """COPY_FILE_RANGE; the kernel has written the pages of both ranges."""
+        source = self._handles[fh_in]
+        target = self._handles[fh_out]
+
+        async def copy() -> int:
+            return await self._run(
+                lambda: self._fs.copy_range(source, offset_in, target, offset_out, length)
+            )
+
+        return await self._pages.replace(target, offset_out, copy)
+
+    @handler
+    async def ioctl(self, fh: int, command: int, argument: bytes, length: int) -> bytes:
+        """IOCTL of a file or a directory."""
+        inode = self._handles[fh]
+        answer = await self._run(lambda: ioctl(self._fs, inode, command, argument, length))
+        if not answer:
+            lowlevel.invalidate_attributes(inode.ino)  # the kernel does not know of the new ctime
+        return answer
 
 
 def _are_zero_pages(buffer: Buffer) -> bool:

@@ -24,11 +24,24 @@ POLL_MAX_US: Final = 10_000
 _KERNEL_FLAGS: Final = frozenset(
     {"suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync"}
 )
-# For mount(8), systemd and fstab; without meaning here, or always so.
+# For mount(8), systemd and fstab, or looked at elsewhere (remount); else always so.
 _IGNORED: Final = frozenset(
-    {"defaults", "default_permissions", "auto", "noauto", "nofail", "_netdev", "user", "nouser"}
+    {
+        "remount",
+        "defaults",
+        "default_permissions",
+        "auto",
+        "noauto",
+        "nofail",
+        "_netdev",
+        "user",
+        "nouser",
+    }
     | {"users", "nousers", "owner", "noowner", "group", "nogroup"}
 )
+
+# What the kernel shows of a mount, and mount(8) therefore repeats to remount it.
+_SHOWN: Final = frozenset({"user_id", "group_id", "max_read"})
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,7 @@ OPTIONS_HELP: Final = (
     ("dax=always|never|inode", "take hole pages back from the kernel: always (default), never "
      "(an ordinary page cache, with write-back), or as each file's FS_XFLAG_DAX says"),
     ("ro, rw", "mount read-only, or for writing (default)"),
+    ("remount", "make a mount that is there read-only or writable, and change its flags"),
     ("allow_other", "let other users in; always so for a mount by root"),
     ("hole_cache=SIZE", "how much of holes the kernel may keep in its page cache (8M)"),
     ("readahead=SIZE", "the kernel's readahead on this mount (1M; without root at most its own)"),
@@ -152,6 +166,11 @@ def parse_options(text: str) -> MountOptions:
     return replace(options, kernel_flags=tuple(kernel_flags))
 
 
+def wants_remount(text: str) -> bool:
+    """Whether the options in *text* are for a mount that is there already."""
+    return "remount" in (part.strip() for part in text.split(","))
+
+
 def _opposite(flag: str) -> str:
     opposites = {"sync": "async", "async": "sync"}
     return opposites.get(flag) or (flag[2:] if flag.startswith("no") else f"no{flag}")
@@ -159,6 +178,8 @@ def _opposite(flag: str) -> str:
 
 def _is_ignored(name: str, has_value: bool) -> bool:
     if name.startswith(("x-", "X-")) or name == "comment":
+        return True
+    if has_value and name in _SHOWN:
         return True
     return not has_value and name in _IGNORED
 

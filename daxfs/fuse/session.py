@@ -16,7 +16,9 @@ import errno
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import trio
 
@@ -26,10 +28,11 @@ from daxfs.fuse import lowlevel, mounting
 from daxfs.fuse.control_server import Answers, Server
 from daxfs.fuse.evictor import Evictor
 from daxfs.fuse.lowlevel import pyfuse3
-from daxfs.fuse.mountinfo import MountEntry, same_filesystem
+from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mounts, same_filesystem
 from daxfs.fuse.operations import Operations
 from daxfs.fuse.options import MountOptions
 from daxfs.fuse.poll import Poller
+from daxfs.fuse.requests import Requests
 from daxfs.mkfs.format import format_image
 from daxfs.pmem.image import ANONYMOUS_PATH, Image
 from daxfs.pmem.persist import Persist, domain_for
@@ -45,6 +48,10 @@ HOUSEKEEPING_SECONDS = 0.5
 END_SECONDS = 5.0
 """How long the end may take: the sync of a busy mount, the event loop's end after an unmount."""
 
+LOCK_SECONDS: Final = 5.0
+"""How long a mount waits for the image while the daemon of the last mount ends."""
+LOCK_POLL_SECONDS: Final = 0.02
+
 _GONE = (errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -59,13 +66,14 @@ def run(
     """Mount the image *image_spec* on *mountpoint* and serve it until it is unmounted.
 
     *image_spec*: a path, or ``:memory:`` for an image of *size* bytes that lives with the mount.
+    It is the source that mount(8) shows, exactly as it is.
     *ready* is called, on the event loop, when the mount is usable. Must run in the main thread.
     Raises CommandError with one line; then nothing is left behind.
     """
-    image_spec = absolute(image_spec)
+    path = _absolute(image_spec)
     target = mounting.check_mountpoint(mountpoint)
     mounting.check_fuse(options)
-    with _image(image_spec, options, size) as image:
+    with _image(path, options, size) as image:
         persist = Persist(image, domain_for(image, options.persist))
         session: Session | None = None
 
@@ -85,18 +93,23 @@ def run(
                 on_change=on_change,
             )
         except OSError as error:
-            raise mounting.failure(_image_line(image_spec, error)) from error
+            raise mounting.failure(_image_line(path, error)) from error
         try:
             session = Session(fs, options, image_spec, target)
             session.serve(ready)
         finally:
-            _unmount(fs, image_spec)
+            _unmount(fs, path)
             persist.close()
 
 
-def absolute(image_spec: str) -> str:
-    """*image_spec* so that it means the same in any working directory, links left as they are."""
-    return image_spec if image_spec == ANONYMOUS_PATH else os.path.abspath(image_spec)
+def _absolute(image_spec: str) -> str:
+    """*image_spec* so that it means the same in any working directory.
+
+    Nothing else is changed: a ``..`` behind a symbolic link is not what it looks like.
+    """
+    if image_spec == ANONYMOUS_PATH or os.path.isabs(image_spec):
+        return image_spec
+    return os.path.join(os.getcwd(), image_spec)
 
 
 @contextlib.contextmanager
@@ -120,7 +133,7 @@ def _image(spec: str, options: MountOptions, size: int | None) -> Iterator[Image
         raise mounting.failure(_image_line(spec, error)) from error
     with image:
         try:
-            image.lock()
+            _lock(image)
             if size is not None:
                 format_image(image, root_uid=os.geteuid(), root_gid=os.getegid())
         except ValueError as error:
@@ -128,6 +141,31 @@ def _image(spec: str, options: MountOptions, size: int | None) -> Iterator[Image
         except OSError as error:
             raise mounting.failure(_image_line(spec, error)) from error
         yield image
+
+
+def _lock(image: Image) -> None:
+    """Take the lock of *image*. EBUSY: it is mounted, or in use for some seconds already.
+
+    umount(2) returns before the daemon has stored everything and ended.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return image.lock()
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline or _is_mounted(image):
+                raise
+        time.sleep(LOCK_POLL_SECONDS)
+
+
+def _is_mounted(image: Image) -> bool:
+    """Whether a mount that is seen here has the file of *image* as its source."""
+    for entry in mounts():
+        if entry.fstype == FSTYPE and os.path.isabs(entry.source):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(entry.source), os.fstat(image.fd)):
+                    return True
+    return False
 
 
 def _image_line(spec: str, error: OSError) -> str:
@@ -162,19 +200,18 @@ class Session:
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Attach, serve, detach. Raises CommandError."""
-        lowlevel.configure(self.options.readahead)
         with Server() as server:
             operations = Operations(self.fs, self.options, self.evictor, self._poller, server.path)
+            requests = Requests(operations)
+            lowlevel.configure(self.options.readahead, requests.handle)
             entry = mounting.attach(operations, self._image_spec, self._mountpoint, self.options)
             self.fs.trace.dev = (entry.major, entry.minor)
             missing = lowlevel.missing()
             if missing is not None:
                 log.warning("%s", missing)
-            answers = Answers(
-                self.fs, self.evictor, self.options, self._image_spec, self._mountpoint
-            )
+            answers = Answers(self.fs, self.evictor, self.options, self._mountpoint)
             try:
-                trio.run(self._main, entry, operations, server, answers, ready)
+                trio.run(self._main, entry, operations, requests, server, answers, ready)
             except* OSError as group:
                 if not all(error.errno in _GONE for error in _leaves(group)):
                     raise
@@ -185,6 +222,7 @@ class Session:
         self,
         entry: MountEntry,
         operations: Operations,
+        requests: Requests,
         server: Server,
         answers: Answers,
         ready: Callable[[], None],
@@ -195,6 +233,7 @@ class Session:
             nursery.start_soon(self._housekeeping)
             nursery.start_soon(self._started, entry, operations, ready)
             await nursery.start(self._signals, entry)
+            await nursery.start(requests.run)
             try:
                 with self._poller.installed():
                     await pyfuse3.main(1, TASKS_MAX)

@@ -1,5 +1,6 @@
 """The companion extension, as far as it shows without a mount."""
 
+import datetime
 import errno
 
 import pytest
@@ -30,3 +31,18 @@ def test_runs_that_mean_something_else_to_the_kernel_are_refused(run: tuple[int,
 def test_anything_but_a_list_of_runs_is_refused(runs: object) -> None:
     with pytest.raises(TypeError):
         lowlevel._extension.invalidate(runs)
+
+
+@pytest.mark.parametrize("reply", ["reply_err", "reply_lseek", "reply_write", "reply_ioctl"])
+def test_only_a_request_is_answered(reply: str) -> None:
+    result = b"" if reply == "reply_ioctl" else 0
+    for request in (None, 1, object(), datetime.datetime_CAPI):
+        with pytest.raises(ValueError, match="PyCapsule_GetPointer"):
+            getattr(lowlevel._extension, reply)(request, result)
+
+
+def test_a_handler_must_be_callable() -> None:
+    with pytest.raises(TypeError, match="callable"):
+        lowlevel._extension.configure(4096, 1)
+    lowlevel._extension.configure(4096, None)
+    assert not lowlevel._extension.has_operations()

@@ -3,7 +3,7 @@
 import pytest
 
 from daxfs.errors import CommandError, MountExit
-from daxfs.fuse.options import OPTIONS_HELP, MountOptions, parse_options
+from daxfs.fuse.options import OPTIONS_HELP, MountOptions, parse_options, wants_remount
 
 
 def test_no_options_are_the_defaults() -> None:
@@ -44,6 +44,13 @@ def test_later_options_win() -> None:
 def test_what_fstab_and_systemd_add_is_accepted() -> None:
     text = "defaults,noauto,nofail,_netdev,user,x-systemd.automount,x-gvfs-show,comment=hello"
     assert parse_options(text) == MountOptions()
+
+
+def test_what_mount_repeats_of_a_mount_that_it_remounts_is_accepted() -> None:
+    text = "ro,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other"
+    assert parse_options(text) == MountOptions(read_only=True, allow_other=True)
+    assert wants_remount(text)
+    assert not wants_remount("ro,x-remount")
 
 
 def test_empty_words_and_spaces_are_nothing() -> None:

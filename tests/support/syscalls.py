@@ -10,6 +10,12 @@ RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
 
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+FALLOC_FL_COLLAPSE_RANGE = 8
+FALLOC_FL_ZERO_RANGE = 16
+FALLOC_FL_INSERT_RANGE = 32
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -19,6 +25,13 @@ def renameat2(old: Path | str | bytes, new: Path | str | bytes, flags: int) -> N
     if _libc.renameat2(at_cwd, os.fsencode(old), at_cwd, os.fsencode(new), flags) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), os.fsdecode(old), None, os.fsdecode(new))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2); raises OSError."""
+    if _libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
 
 
 def rss_bytes(path: Path, pid: int | str = "self") -> int:

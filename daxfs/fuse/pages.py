@@ -1,0 +1,126 @@
+"""Agree with the pages of files that the kernel holds, where an operation is about blocks.
+
+Kernel counterpart: filemap_write_and_wait_range() and filemap_invalidate_lock() around
+ext4_punch_hole() and ext4_llseek(). FUSE has no such lock, and a daemon can neither ask whether a
+page is dirty nor have it written but by taking it back.
+
+Pages are taken back in threads, never on the event loop: to take a dirty page back waits for its
+WRITE, and to take one back that is being read waits for that READ, both of which the loop answers.
+The requests served here hold the inode's lock in the kernel, but neither a page nor the lock of
+one, so nothing that a thread waits for waits for them. The threads are counted apart from those of
+fsync: one of these may wait for a WRITE that waits for an entry which an fsync has locked.
+
+Before Linux 6.16 the kernel writes a copy of a dirty page, and to take the page back does not wait
+for that WRITE where the page is clean again: there, in a rare case, it may come after the answer.
+"""
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple
+
+import trio
+
+from daxfs.errors import FsError
+from daxfs.fs.inode import Inode
+from daxfs.fs.super import FileSystem
+from daxfs.fuse.evictor import Invalidate
+from daxfs.ondisk.layout import FILE_SIZE_MAX
+from daxfs.units import PMD_SIZE
+
+THREADS_MAX: Final = 16
+"""Ranges that are taken back at a time."""
+
+
+class _Guard(NamedTuple):
+    """A range of a file that got a new content which the kernel's pages do not show yet."""
+
+    ino: int
+    start: int
+    end: int
+
+
+class Pages:
+    """The kernel's pages of the files of one mount."""
+
+    def __init__(self, fs: FileSystem, invalidate: Invalidate, *, keeps_sizes: bool) -> None:
+        """*keeps_sizes*: the kernel may know of a larger file than the daemon (write-back cache).
+
+        *invalidate*: see ``lowlevel.invalidate``.
+        """
+        self._fs = fs
+        self._invalidate = invalidate
+        self._keeps_sizes = keeps_sizes
+        self._guards: list[_Guard] = []
+        self._threads = trio.CapacityLimiter(THREADS_MAX)
+
+    def outside(self, ino: int, start: int, end: int) -> list[tuple[int, int]]:
+        """What of a WRITE to [*start*, *end*) of inode *ino* is to be stored; see `replace`."""
+        parts = [(start, end)]
+        for guard in self._guards:
+            if guard.ino == ino:
+                cuts = [
+                    ((low, min(high, guard.start)), (max(low, guard.end), high))
+                    for low, high in parts
+                ]
+                parts = [(low, high) for cut in cuts for low, high in cut if low < high]
+        return parts
+
+    async def take_back(self, ino: int, start: int, end: int) -> None:
+        """Have the kernel write what is dirty of [*start*, *end*), and hold none of it any more.
+
+        What fails at that is told to the program that has stored (fsync, close), not here.
+        """
+        await trio.to_thread.run_sync(
+            self._invalidate, [(ino, start, end)], abandon_on_cancel=True, limiter=self._threads
+        )
+
+    async def replace(
+        self, inode: Inode, start: int, operation: Callable[[], Awaitable[int]]
+    ) -> int:
+        """Run *operation*, which gives some bytes from *start* on a new content; how many, it says.
+
+        The kernel has written its pages before and drops them after the answer. In between a
+        program may store to one of them, whose WRITE brings with it the old bytes of the whole
+        page. So the pages are taken back before the answer, and what is written until then is
+        discarded: its stores came before the operation. Pages that are read from now on show the
+        new content.
+        """
+        count = await operation()
+        if count:
+            guard = _Guard(inode.ino, start, start + count)
+            self._guards.append(guard)
+            try:
+                await self.take_back(*guard)
+            finally:
+                self._guards.remove(guard)
+        return count
+
+    async def seek(self, inode: Inode, offset: int, whence: int) -> int:
+        """lseek for SEEK_DATA and SEEK_HOLE in a file that programs may be storing to.
+
+        A dirty page of a hole is data that the block map does not show yet, so the holes that the
+        answer depends on are taken back first. ENXIO, EINVAL.
+        """
+        if self._keeps_sizes and offset >= 0:
+            await self.take_back(inode.ino, offset, max(offset + 1, FILE_SIZE_MAX))
+        elif whence == os.SEEK_DATA and 0 <= offset < inode.size:
+            end = self._data(inode, offset)
+            if end > offset:
+                await self.take_back(inode.ino, offset, end)
+        elif whence == os.SEEK_HOLE and 0 <= offset < inode.size:
+            settled = offset
+            while settled <= (hole := self._fs.seek(inode, offset, os.SEEK_HOLE)) < inode.size:
+                settled = min(hole + PMD_SIZE, inode.size)
+                await self.take_back(inode.ino, hole, settled)
+            return hole
+        return self._fs.seek(inode, offset, whence)
+
+    def _data(self, inode: Inode, offset: int) -> int:
+        """Where the first data at or after *offset* are; the end of the file if there are none."""
+        try:
+            return self._fs.seek(inode, offset, os.SEEK_DATA)
+        except FsError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return inode.size

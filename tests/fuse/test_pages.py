@@ -1,0 +1,170 @@
+"""What is done to the kernel's pages, with a kernel that is played by the test."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import trio
+from fsbox import FsBox
+
+from daxfs.errors import FsError
+from daxfs.fs.inode import Inode
+from daxfs.fuse.pages import Pages
+from daxfs.ondisk.layout import FILE_SIZE_MAX
+from daxfs.units import PAGE_SIZE, PMD_SIZE
+
+P = PAGE_SIZE
+
+
+class Kernel:
+    """Writes its dirty pages when they are taken back."""
+
+    def __init__(self, box: FsBox, *, keeps_sizes: bool = False) -> None:
+        self.box = box
+        self.file = box.file(b"f")
+        self.dirty: set[int] = set()
+        self.taken: list[tuple[int, int]] = []
+        self.stored: list[list[tuple[int, int]]] = []
+        """What each WRITE was told to store."""
+        self.pages = Pages(box.fs, self.invalidate, keeps_sizes=keeps_sizes)
+
+    def invalidate(self, runs: list[tuple[int, int, int]]) -> tuple[int, int]:
+        for ino, start, end in runs:
+            assert ino == self.file.ino
+            self.taken.append((start, end))
+            for page in sorted(self.dirty):
+                if start < page * P + P and page * P < end:
+                    self.dirty.remove(page)
+                    trio.from_thread.run_sync(self.write, page)
+        return 0, 0
+
+    def write(self, page: int) -> None:
+        self.stored.append(self.pages.outside(self.file.ino, page * P, page * P + P))
+        for start, end in self.stored[-1]:
+            self.box.fs.write(self.file, start, b"s" * (end - start))
+
+    def seek(self, offset: int, whence: int) -> int:
+        return trio.run(self.pages.seek, self.file, offset, whence)
+
+
+@pytest.fixture
+def box() -> Iterator[FsBox]:
+    made = FsBox(32 << 20)
+    yield made
+    made.close()
+
+
+def _grown(box: FsBox, inode: Inode, size: int, data: Callable[[int], bool]) -> None:
+    for page in range(size // P):
+        if data(page):
+            box.fs.write(inode, page * P, b"d" * P)
+    box.fs.write(inode, size - 1, b"d")
+
+
+def test_data_are_looked_for_in_dirty_pages_before_them(box: FsBox) -> None:
+    kernel = Kernel(box)
+    _grown(box, kernel.file, 100 * P, lambda page: page == 40)
+    assert kernel.seek(2 * P, os.SEEK_DATA) == 40 * P
+    assert kernel.taken == [(2 * P, 40 * P)]
+    kernel.dirty = {10, 20, 50}
+    assert kernel.seek(2 * P, os.SEEK_DATA) == 10 * P
+    assert kernel.dirty == {50}
+    assert kernel.seek(40 * P + 7, os.SEEK_DATA) == 40 * P + 7
+    assert kernel.dirty == {50}
+
+
+def test_without_data_all_up_to_the_end_is_taken_back(box: FsBox) -> None:
+    kernel = Kernel(box)
+    _grown(box, kernel.file, 100 * P, lambda page: False)
+    box.fs.fallocate(kernel.file, 3, 0, 100 * P)
+    with pytest.raises(FsError, check=lambda error: error.errno == errno.ENXIO):
+        kernel.seek(5, os.SEEK_DATA)
+    assert kernel.taken == [(5, 100 * P)]
+    kernel.dirty = {98}
+    assert kernel.seek(5, os.SEEK_DATA) == 98 * P
+
+
+def test_a_hole_ends_where_dirty_pages_fill_it(box: FsBox) -> None:
+    kernel = Kernel(box)
+    _grown(box, kernel.file, 3000 * P, lambda page: page < 10)
+    assert kernel.seek(0, os.SEEK_HOLE) == 10 * P
+    assert kernel.taken == [(10 * P, 10 * P + PMD_SIZE)]
+    kernel.dirty = {*range(10, 15), 17}
+    assert kernel.seek(0, os.SEEK_HOLE) == 15 * P
+    kernel.dirty = set(range(10, 1400))
+    assert kernel.seek(0, os.SEEK_HOLE) == 1400 * P
+    kernel.dirty = set(range(1400, 2999))
+    assert kernel.seek(0, os.SEEK_HOLE) == 3000 * P
+
+
+def test_nothing_is_taken_back_behind_the_end(box: FsBox) -> None:
+    kernel = Kernel(box)
+    _grown(box, kernel.file, 3 * P, lambda page: True)
+    for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+        for offset in (-1, 3 * P, 1 << 60):
+            with pytest.raises(FsError, check=lambda error: error.errno == errno.ENXIO):
+                kernel.seek(offset, whence)
+    with pytest.raises(FsError, check=lambda error: error.errno == errno.EINVAL):
+        kernel.seek(0, os.SEEK_SET)
+    assert kernel.taken == []
+
+
+def test_a_file_may_be_larger_in_the_write_back_cache(box: FsBox) -> None:
+    kernel = Kernel(box, keeps_sizes=True)
+    kernel.dirty = {7}
+    assert kernel.seek(6 * P, os.SEEK_DATA) == 7 * P
+    assert kernel.taken == [(6 * P, FILE_SIZE_MAX)]
+
+
+def test_what_is_written_while_a_content_is_replaced_is_discarded(box: FsBox) -> None:
+    kernel = Kernel(box)
+    fs, file = box.fs, kernel.file
+    _grown(box, file, 10 * P, lambda page: True)
+    kernel.dirty = set(range(10))
+
+    async def punch() -> int:
+        fs.fallocate(file, 3, P + 100, 3 * P)
+        return 3 * P
+
+    assert trio.run(kernel.pages.replace, file, P + 100, punch) == 3 * P
+    assert kernel.taken == [(P + 100, 4 * P + 100)]
+    assert kernel.stored == [[(P, P + 100)], [], [], [(4 * P + 100, 5 * P)]]
+    data = box.data(file)
+    assert data[P : 5 * P] == b"s" * 100 + bytes(3 * P) + b"s" * (P - 100)
+    kernel.write(2)
+    assert kernel.stored[-1] == [(2 * P, 3 * P)]
+
+
+def test_other_files_and_ranges_are_stored_while_one_is_replaced(box: FsBox) -> None:
+    kernel = Kernel(box)
+    seen = []
+
+    async def copy() -> int:
+        return 10
+
+    def look(runs: list[tuple[int, int, int]]) -> tuple[int, int]:
+        pages, ino = kernel.pages, kernel.file.ino
+        seen.extend([pages.outside(ino, 0, 30), pages.outside(ino + 1, 0, 30)])
+        seen.append(pages.outside(ino, 20, 30))
+        return 0, 0
+
+    kernel.pages = Pages(box.fs, look, keeps_sizes=False)
+    assert trio.run(kernel.pages.replace, kernel.file, 10, copy) == 10
+    assert seen == [[(0, 10), (20, 30)], [(0, 30)], [(20, 30)]]
+
+
+def test_what_fails_or_does_nothing_takes_nothing_back(box: FsBox) -> None:
+    kernel = Kernel(box)
+
+    async def nothing() -> int:
+        return 0
+
+    async def fail() -> int:
+        raise FsError(errno.ENOSPC)
+
+    assert trio.run(kernel.pages.replace, kernel.file, 0, nothing) == 0
+    with pytest.raises(FsError):
+        trio.run(kernel.pages.replace, kernel.file, 0, fail)
+    assert kernel.taken == []
+    assert kernel.pages.outside(kernel.file.ino, 0, P) == [(0, P)]
