@@ -1,0 +1,420 @@
+"""What a program relies on beyond the errno of a call: handles, contents, limits, other users."""
+
+import contextlib
+import ctypes
+import errno
+import mmap
+import os
+import random
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from daxmount import DaxMount, run
+from syscalls import opened
+
+pytestmark = pytest.mark.mount
+
+MOUNT = {"options": "suid,dev" if os.geteuid() == 0 else "", "size": "256M"}
+MakeMount = Callable[..., DaxMount]
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _error(code: int) -> "pytest.RaisesExc[OSError]":
+    return pytest.raises(OSError, check=lambda caught: caught.errno == code)
+
+
+# --- handles -------------------------------------------------------------------------------------
+
+
+class _Handle(ctypes.Structure):
+    """struct file_handle with room for any."""
+
+    _fields_ = [
+        ("size", ctypes.c_uint),
+        ("type", ctypes.c_int),
+        ("bytes", ctypes.c_ubyte * 128),
+    ]
+
+
+def _handle_of(path: Path) -> _Handle:
+    handle, mount_id = _Handle(size=128), ctypes.c_int()
+    place = (ctypes.byref(handle), ctypes.byref(mount_id))
+    if _libc.name_to_handle_at(-100, os.fsencode(path), *place, 0) != 0:
+        raise OSError(ctypes.get_errno(), "name_to_handle_at")
+    return handle
+
+
+@contextlib.contextmanager
+def _opened_by_handle(mount: Path, handle: _Handle, flags: int = os.O_RDONLY) -> Iterator[int]:
+    with opened(mount, os.O_RDONLY) as place:
+        fd = _libc.open_by_handle_at(place, ctypes.byref(handle), flags)
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), "open_by_handle_at")
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_handles_stay_good_when_the_kernel_has_forgotten_the_files(
+    make_mount: MakeMount, as_root: None
+) -> None:
+    mount = make_mount()
+    folder = mount.path / "a" / "b"
+    folder.mkdir(parents=True)
+    (folder / "file").write_bytes(b"by its handle")
+    os.mkfifo(folder / "fifo")
+    handles = {name: _handle_of(folder / name) for name in (".", "file", "fifo")}
+    number = (folder / "file").stat().st_ino
+    mount.remount()  # the kernel and the daemon begin anew
+    with _opened_by_handle(mount.path, handles["file"], os.O_RDWR) as fd:
+        assert os.read(fd, 99) == b"by its handle"
+        assert os.fstat(fd).st_ino == number
+    with _opened_by_handle(mount.path, handles["fifo"], os.O_RDWR) as fd:
+        assert stat.S_ISFIFO(os.fstat(fd).st_mode)
+    with _opened_by_handle(mount.path, handles["."]) as fd:
+        assert sorted(os.listdir(fd)) == ["fifo", "file"]
+        assert os.readlink(f"/proc/self/fd/{fd}") == str(folder)
+
+
+def test_handle_of_a_deleted_file_is_stale_also_when_its_number_is_used_again(
+    shared: DaxMount, folder: Path, as_root: None
+) -> None:
+    (folder / "old").write_bytes(b"old")
+    handle, number = _handle_of(folder / "old"), (folder / "old").stat().st_ino
+    (folder / "old").unlink()
+    with _error(errno.ESTALE), _opened_by_handle(shared.path, handle):
+        pass
+    for i in range(100):
+        (folder / f"new{i}").touch()
+        if (folder / f"new{i}").stat().st_ino == number:
+            break
+    else:
+        pytest.fail("the inode number was not used again: the test says nothing")
+    with _error(errno.ESTALE), _opened_by_handle(shared.path, handle):
+        pass
+
+
+# --- times and names -----------------------------------------------------------------------------
+
+
+def test_times_before_1970_and_after_2038_survive_remount(shared: DaxMount, folder: Path) -> None:
+    seconds = (-(1 << 33), -(1 << 31) - 1, -1, 0, 1 << 31, 1 << 32, 1 << 33)
+    times = {s: (s * 10**9 + 123456789, s * 10**9 + 987654321) for s in seconds}
+    for s in seconds:
+        (folder / f"{s}").touch()
+        os.utime(folder / f"{s}", ns=times[s])
+    shared.remount()
+    seen = {s: (folder / f"{s}").stat() for s in seconds}
+    assert {s: (status.st_atime_ns, status.st_mtime_ns) for s, status in seen.items()} == times
+
+
+def test_access_time_of_a_small_file_moves_though_its_pages_are_cached(folder: Path) -> None:
+    file = folder / "f"
+    file.write_bytes(b"x" * 100_000)
+    file.read_bytes()
+    before = file.stat().st_atime_ns
+    time.sleep(0.01)
+    file.read_bytes()
+    assert file.stat().st_atime_ns == before, "relatime: it is after the modification already"
+    with opened(file, os.O_WRONLY) as fd:
+        os.write(fd, b"y")
+    time.sleep(0.01)
+    file.read_bytes()
+    assert file.stat().st_atime_ns > before
+
+
+def test_noatime_and_a_read_only_remount_keep_access_times(
+    make_mount: MakeMount, as_root: None
+) -> None:
+    mount = make_mount("noatime")
+    (mount.path / "f").write_bytes(b"x")
+    before = (mount.path / "f").stat().st_atime_ns
+    (mount.path / "f").read_bytes()
+    assert (mount.path / "f").stat().st_atime_ns == before
+
+
+def test_names_that_are_not_utf8_survive_remount(shared: DaxMount, folder: Path) -> None:
+    base = os.fsencode(folder)
+    names = {b"\xff\xfe\x80", b"\xc3", b"caf\xe9", b"\xed\xa0\x80", b"\x01\x7f\n\t"}
+    for name in names:
+        with opened(os.fsdecode(base + b"/" + name), os.O_CREAT | os.O_WRONLY) as fd:
+            os.write(fd, name)
+        os.symlink(name, base + b"/link-" + name)
+    shared.remount()
+    assert set(os.listdir(base)) == names | {b"link-" + name for name in names}
+    for name in names:
+        assert os.readlink(base + b"/link-" + name) == name
+        with opened(os.fsdecode(base + b"/link-" + name), os.O_RDONLY) as fd:
+            assert os.read(fd, 99) == name
+
+
+def test_paths_up_to_4095_bytes(folder: Path) -> None:
+    (folder / "f").write_bytes(b"x")
+    with opened(folder, os.O_RDONLY) as place:
+        for length in (4093, 4095):
+            path = "./" * ((length - 1) // 2) + "f"
+            assert len(path) == length
+            assert os.stat(path, dir_fd=place).st_size == 1
+        with _error(errno.ENAMETOOLONG):
+            os.stat("./" * 2047 + "ff", dir_fd=place)
+
+
+def test_folders_deeper_than_any_path_can_say(folder: Path) -> None:
+    name = "n" * 200
+    with contextlib.ExitStack() as stack:
+        deep = stack.enter_context(opened(folder, os.O_RDONLY))
+        for _ in range(30):
+            os.mkdir(name, dir_fd=deep)
+            deep = os.open(name, os.O_RDONLY, dir_fd=deep)
+            stack.callback(os.close, deep)
+        with opened(f"/proc/self/fd/{deep}/f", os.O_CREAT | os.O_WRONLY):
+            pass
+        assert os.listdir(deep) == ["f"]
+
+
+def _fill_and_empty(folder: Path, count: int) -> None:
+    with opened(folder, os.O_RDONLY) as place:
+        os.close(os.open("0", os.O_CREAT | os.O_WRONLY, dir_fd=place))
+        for i in range(1, count):
+            os.link("0", str(i), src_dir_fd=place, dst_dir_fd=place)
+        assert os.stat("0", dir_fd=place).st_nlink == count
+        assert len(set(os.listdir(place))) == count
+        with os.scandir(place) as entries:  # deleted while it is listed
+            for entry in entries:
+                os.unlink(entry.name, dir_fd=place)
+        assert os.listdir(place) == []
+    folder.rmdir()
+
+
+def test_four_thousand_names_in_a_directory(folder: Path) -> None:
+    (folder / "d").mkdir()
+    _fill_and_empty(folder / "d", 4_000)
+
+
+@pytest.mark.long
+def test_hundred_thousand_files_in_a_directory(make_mount: MakeMount) -> None:
+    mount = make_mount(size="256M", inodes=110_000)
+    free = os.statvfs(mount.path)
+    (mount.path / "d").mkdir()
+    start = time.monotonic()
+    with opened(mount.path / "d", os.O_RDONLY) as place:
+        for i in range(100_000):
+            os.close(os.open(f"name-{i}", os.O_CREAT | os.O_WRONLY, dir_fd=place))
+        listed = os.listdir(place)
+        assert len(listed) == len(set(listed)) == 100_000
+        random.Random(1).shuffle(listed)
+        for name in listed:
+            os.unlink(name, dir_fd=place)
+    assert time.monotonic() - start < 120
+    (mount.path / "d").rmdir()
+    assert os.statvfs(mount.path).f_ffree == free.f_ffree
+    assert os.statvfs(mount.path).f_bfree == free.f_bfree
+
+
+# --- contents ------------------------------------------------------------------------------------
+
+
+def _append(file: Path, count: int) -> None:
+    with opened(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND) as fd:
+        for i in range(count):
+            os.write(fd, b"%c" % (i % 251))
+    assert file.read_bytes() == bytes(range(251)) * (count // 251) + bytes(range(count % 251))
+
+
+def test_four_thousand_tiny_appends(folder: Path) -> None:
+    _append(folder / "f", 4_000)
+
+
+@pytest.mark.long
+def test_million_tiny_appends(folder: Path) -> None:
+    start = time.monotonic()
+    _append(folder / "f", 1_000_000)
+    assert time.monotonic() - start < 240
+
+
+def test_direct_io_at_any_alignment_beside_a_mapping(folder: Path) -> None:
+    size = 200_000
+    seed = random.randrange(1 << 32)
+    chance, model = random.Random(seed), bytearray(size)
+    with opened(folder / "f", os.O_CREAT | os.O_RDWR | os.O_DIRECT) as fd:
+        os.ftruncate(fd, size)
+        with mmap.mmap(fd, size) as memory:
+            for step in range(300):
+                at, length = chance.randrange(size - 9000), chance.randrange(1, 9000)
+                data = chance.randbytes(length)
+                if step % 3:
+                    assert os.pwrite(fd, data, at) == length
+                else:
+                    memory[at : at + length] = data
+                model[at : at + length] = data
+                at, length = chance.randrange(size), chance.randrange(1, 9000)
+                assert os.pread(fd, length, at) == model[at : at + length], f"seed {seed}"
+                assert memory[at : at + length] == model[at : at + length], f"seed {seed}"
+    assert (folder / "f").read_bytes() == model
+
+
+@pytest.mark.parametrize("engine", ["libaio", "io_uring", "posixaio", "psync"])
+@pytest.mark.parametrize("direct", [0, 1])
+def test_asynchronous_io(folder: Path, engine: str, direct: int) -> None:
+    if shutil.which("fio") is None:
+        pytest.skip("fio is not installed")
+    result = run(
+        ["fio", "--name=job", f"--directory={folder}", "--size=4M", "--rw=randrw",
+         "--bsrange=512-16k", "--blockalign=512", f"--ioengine={engine}", f"--direct={direct}",
+         "--iodepth=16", "--verify=crc32c", "--minimal"],
+        check=False,
+    )  # fmt: skip
+    if engine == "io_uring" and "io_uring_queue_init" in result.stderr + result.stdout:
+        pytest.skip("this kernel allows no io_uring")
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+
+
+def _signal_of(script: str, folder: Path) -> int:
+    """The number of the signal that ends a Python with *script*, or its exit code."""
+    program = "import mmap, os\nfd = os.open('f', os.O_RDWR)\n" + script
+    return run([sys.executable, "-c", program], cwd=folder, check=False).returncode
+
+
+@pytest.mark.parametrize(
+    ("script", "result"),
+    [
+        ("m = mmap.mmap(fd, 5000); os.ftruncate(fd, 4097); m[4999]", 0),
+        ("m = mmap.mmap(fd, 5000); os.ftruncate(fd, 4096); m[4999]", -signal.SIGBUS),
+        ("m = mmap.mmap(fd, 5000); os.ftruncate(fd, 4096); m[4999] = 1", -signal.SIGBUS),
+        ("m = mmap.mmap(fd, 5000); m[4999]; os.ftruncate(fd, 0); m[0]", -signal.SIGBUS),
+        ("m = mmap.mmap(fd, 5000, mmap.MAP_PRIVATE); os.ftruncate(fd, 0); m[0]", -signal.SIGBUS),
+        ("m = mmap.mmap(fd, 5000); os.ftruncate(fd, 0); os.ftruncate(fd, 5000)\n"
+         "assert m[:] == bytes(5000)", 0),
+    ],
+)  # fmt: skip
+def test_mapping_across_the_end_of_the_file(folder: Path, script: str, result: int) -> None:
+    (folder / "f").write_bytes(b"x" * 5000)
+    assert _signal_of(script, folder) == result
+
+
+def test_store_past_the_end_in_the_last_page_shows_zeroes_when_the_file_grows(
+    folder: Path,
+) -> None:
+    (folder / "f").write_bytes(b"x" * 100)
+    with opened(folder / "f") as fd, mmap.mmap(fd, 100) as memory:
+        place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        ctypes.memset(place + 200, ord("!"), 300)
+        memory.flush()
+        os.ftruncate(fd, 5000)
+        assert os.pread(fd, 5000, 0) == b"x" * 100 + bytes(4900)
+    assert (folder / "f").read_bytes() == b"x" * 100 + bytes(4900)
+
+
+def test_private_mapping_does_not_reach_the_file_but_sees_it(folder: Path) -> None:
+    (folder / "f").write_bytes(b"a" * 8192)
+    with opened(folder / "f") as fd, mmap.mmap(fd, 8192, mmap.MAP_PRIVATE) as private:
+        private[0] = ord("p")
+        os.pwrite(fd, b"w", 1)
+        os.pwrite(fd, b"w", 5000)
+        assert private[0:2] == b"pa", "its own page is a copy"
+        assert private[5000] == ord("w"), "a page without a store is the file's"
+        assert os.pread(fd, 2, 0) == b"aw"
+
+
+def test_absurd_sizes_are_refused_at_once(folder: Path) -> None:
+    (folder / "f").touch()
+    start = time.monotonic()
+    with opened(folder / "f") as fd:
+        for size in (1 << 50, 1 << 62, (1 << 63) - 1):
+            with _error(errno.EFBIG):
+                os.ftruncate(fd, size)
+        with _error(errno.EFBIG):
+            os.pwrite(fd, b"x", 1 << 44)
+        assert os.pwrite(fd, b"xy", (1 << 44) - 1) == 1
+        assert os.fstat(fd).st_size == 1 << 44
+    assert time.monotonic() - start < 1
+
+
+def test_program_that_runs_is_text_file_busy(folder: Path) -> None:
+    shutil.copy("/bin/sleep", folder / "program")
+    (folder / "program").chmod(0o755)
+    with subprocess.Popen([folder / "program", "60"]) as running:
+        for change in (
+            lambda: os.open(folder / "program", os.O_WRONLY),
+            lambda: os.truncate(folder / "program", 0),
+        ):
+            with _error(errno.ETXTBSY):
+                change()
+        running.kill()
+    with opened(folder / "program", os.O_WRONLY) as fd:
+        assert fd >= 0
+    with opened(folder / "program", os.O_WRONLY), pytest.raises(OSError, check=_is_busy):
+        subprocess.run([folder / "program", "0"], check=False)
+
+
+def _is_busy(error: OSError) -> bool:
+    return error.errno == errno.ETXTBSY
+
+
+# --- attributes ----------------------------------------------------------------------------------
+
+_CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
+
+
+@pytest.mark.parametrize("how", ["write", "direct", "truncate", "chown", "open"])
+def test_changing_a_file_takes_its_capabilities(folder: Path, as_root: None, how: str) -> None:
+    file = folder / "f"
+    file.write_bytes(b"x" * 100)
+    os.setxattr(file, "security.capability", _CAPABILITY)
+    assert os.getxattr(file, "security.capability") == _CAPABILITY
+    if how == "truncate":
+        os.truncate(file, 10)
+    elif how == "chown":
+        os.chown(file, 1, 1)
+    else:
+        more = {"write": 0, "direct": os.O_DIRECT, "open": os.O_TRUNC}[how]
+        with opened(file, os.O_WRONLY | more) as fd:
+            if how != "open":
+                os.write(fd, b"y")
+    with _error(errno.ENODATA):
+        os.getxattr(file, "security.capability")
+
+
+def test_thousands_of_attributes_up_to_the_limit(folder: Path) -> None:
+    file = folder / "f"
+    before = os.statvfs(folder).f_bfree
+    file.touch()
+    count = 0
+    with _error(errno.ENOSPC):
+        while True:
+            os.setxattr(file, f"user.{count:025}", b"v" * 20)
+            count += 1
+    assert count == (64 << 10) // 31
+    assert os.getxattr(file, f"user.{count - 1:025}") == b"v" * 20
+    assert len(set(os.listxattr(file))) == count
+    os.removexattr(file, f"user.{0:025}")
+    os.setxattr(file, f"user.{count:025}", b"w")
+    file.unlink()
+    assert os.statvfs(folder).f_bfree == before
+
+
+def test_what_statfs_promises_can_be_written(make_mount: MakeMount) -> None:
+    mount = make_mount(size="16M")
+    free = os.statvfs(mount.path)
+    assert free.f_bavail == free.f_bfree <= free.f_blocks
+    (mount.path / "f").touch()
+    with opened(mount.path / "f", os.O_WRONLY) as fd:
+        written = 0
+        with _error(errno.ENOSPC):
+            while True:
+                written += os.pwrite(fd, b"x" * 65536, written)
+        full = os.statvfs(mount.path)
+        assert full.f_bfree == 0
+        # The root directory and the tree over the blocks of the file take some of it.
+        assert free.f_bfree - written // 4096 <= 16
+    (mount.path / "f").unlink()
+    assert os.statvfs(mount.path).f_bfree == free.f_bfree
