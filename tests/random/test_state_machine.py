@@ -9,6 +9,9 @@ Not compared, with the reason
 - the times that an mmap store sets: tmpfs sets none.
 - the times after a truncation to the same size: tmpfs sets none, POSIX wants both.
 - the times of fifos that are written: the kernel does that alone, and not for FUSE.
+- holes of files that were copied to: tmpfs copies holes as zeroes.
+
+tmpfs has no FALLOC_FL_ZERO_RANGE: there the range is punched, and allocated.
 
 DAXFS_TEST_SEED repeats a run, DAXFS_TEST_EXAMPLES sets its length.
 """
@@ -36,7 +39,18 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, opened, renameat2
+from syscalls import (
+    FALLOC_FL_COLLAPSE_RANGE,
+    FALLOC_FL_INSERT_RANGE,
+    FALLOC_FL_KEEP_SIZE,
+    FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE,
+    RENAME_EXCHANGE,
+    RENAME_NOREPLACE,
+    fallocate,
+    opened,
+    renameat2,
+)
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(900)]
 
@@ -59,6 +73,10 @@ LENGTHS = st.sampled_from([1, 100, PAGE, PAGE + 1, 3 * PAGE, 40_000, PMD // 2])
 FILLS = st.integers(1, 255)
 TIMES = st.integers(-(10**18), 4 * 10**18)
 XATTRS = st.sampled_from(["user.a", "user.b", "trusted.c"])
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+ALLOCATIONS = st.sampled_from(
+    [0, FALLOC_FL_KEEP_SIZE, PUNCH, PUNCH, FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_INSERT_RANGE]
+)
 OWNERS = st.sampled_from([(0, 0), (11, 22), (-1, 33), (44, -1)])
 
 Node = tuple[Any, ...]
@@ -170,6 +188,8 @@ class Twins(RuleBasedStateMachine):
         )
         self.steps = self.remounts = 0
         self.names: list[str] = [""]
+        self.copied_to: set[int] = set()
+        """Inodes (tmpfs has each number once) whose holes are not compared."""
         self.remember()
 
     @classmethod
@@ -380,8 +400,64 @@ class Twins(RuleBasedStateMachine):
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                     return b""
+                if side is self.sides[1]:  # tmpfs fills the holes that are read by a mapping
+                    return os.pread(fd, length, offset)
                 with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as memory:
                     return memory[offset : offset + length]
+
+        self.both(deed)
+
+    @rule(which=CHOICES, mode=ALLOCATIONS, offset=OFFSETS, length=LENGTHS)
+    def fallocate(self, which: int, mode: int, offset: int, length: int) -> None:
+        path = self.any_path(which)
+
+        def deed(side: Side) -> None:
+            with opened(side.path(path), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW) as fd:
+                fallocate(fd, mode, offset, length)
+
+        self.both(deed)
+
+    @rule(which=CHOICES, offset=OFFSETS, length=LENGTHS, keep_size=st.booleans())
+    def zero_range(self, which: int, offset: int, length: int, keep_size: bool) -> None:
+        path, keep = self.any_path(which), FALLOC_FL_KEEP_SIZE if keep_size else 0
+
+        def deed(side: Side) -> None:
+            with opened(side.path(path), os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW) as fd:
+                if side is self.sides[0]:
+                    fallocate(fd, FALLOC_FL_ZERO_RANGE | keep, offset, length)
+                else:
+                    fallocate(fd, PUNCH, offset, length)
+                    fallocate(fd, keep, offset, length)
+
+        self.both(deed)
+
+    @rule(which=CHOICES, offset=OFFSETS)
+    def seek(self, which: int, offset: int) -> None:
+        path = self.any_path(which)
+        if os.lstat(self.sides[1].path(path)).st_ino in self.copied_to:
+            return
+
+        def deed(side: Side) -> list[Outcome]:
+            with opened(side.path(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW) as fd:
+                if not stat.S_ISREG(os.fstat(fd).st_mode):
+                    return []
+                return [
+                    side.attempt(lambda _, whence=whence: os.lseek(fd, offset, whence))
+                    for whence in (os.SEEK_DATA, os.SEEK_HOLE)
+                ]
+
+        self.both(deed)
+
+    @rule(source=CHOICES, victim=CHOICES, offset=OFFSETS, position=OFFSETS, length=LENGTHS)
+    def copy_range(self, source: int, victim: int, offset: int, position: int, length: int) -> None:
+        old, new = self.any_path(source), self.any_path(victim)
+        flags = os.O_NONBLOCK | os.O_NOFOLLOW
+        self.copied_to.add(os.lstat(self.sides[1].path(new)).st_ino)
+
+        def deed(side: Side) -> int:
+            with opened(side.path(old), os.O_RDONLY | flags) as one:
+                with opened(side.path(new), os.O_WRONLY | flags) as two:
+                    return os.copy_file_range(one, two, length, offset, position)
 
         self.both(deed)
 
