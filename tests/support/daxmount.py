@@ -208,9 +208,10 @@ class DaxMount:
             )
         deadline = time.monotonic() + START_SECONDS
         while mount_minor(self.path, self.process.pid) is None:
-            if self.process.poll() is not None:
+            code = self.process.poll()
+            if code is not None:
                 self.process = None
-                raise AssertionError(f"the mount failed: {' '.join(argv)}\n{self.log()}")
+                raise AssertionError(f"{' '.join(argv)} exited with {code}\n{self.log()}")
             if time.monotonic() > deadline:
                 self._end_by_force()
                 raise AssertionError(f"no mount after {START_SECONDS} s\n{self.log()}")
