@@ -5,8 +5,8 @@
  * pyfuse3 calls are therefore found here first; each does its small work and calls the real one:
  *
  *   fuse_session_new          keeps the session pointer (a range of a file can be invalidated only
- *                             with it), puts its own handlers of INIT and READ before pyfuse3's, and
- *                             adds handlers of the requests that pyfuse3 does not know
+ *                             with it), puts its own handlers of INIT, READ and WRITE before
+ *                             pyfuse3's, and adds handlers of the requests that it does not know
  *   fuse_session_receive_buf  never blocks: a request that vanished between epoll and read (its
  *                             program was killed) would otherwise stop the whole event loop; and
  *                             makes COPY_FILE_RANGE_64 a request that libfuse knows
@@ -67,6 +67,11 @@ static void (*inner_read)(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off
 			  struct fuse_file_info *fi);
 static int read_flags;
 
+/* pyfuse3's own write handler, and whether the WRITE that came last is of the kernel's write-back. */
+static void (*inner_write_buf)(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *buf, off_t off,
+			       struct fuse_file_info *fi);
+static int write_is_back;
+
 /* The next definition of *name* behind this module, which is libfuse's. */
 static void *real_function(const char *name)
 {
@@ -108,6 +113,14 @@ static void companion_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t of
 {
 	read_flags = fi->flags;
 	inner_read(req, ino, size, off, fi);
+}
+
+/* WRITE: pyfuse3 does not tell a program's from the kernel's. */
+static void companion_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *buf, off_t off,
+				struct fuse_file_info *fi)
+{
+	write_is_back = fi->writepage;
+	inner_write_buf(req, ino, buf, off, fi);
 }
 
 /* A request that waits for its answer; req is NULL once it was answered. */
@@ -258,6 +271,9 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 	inner_read = table->read;
 	if (inner_read)
 		table->read = companion_read;
+	inner_write_buf = table->write_buf;
+	if (inner_write_buf)
+		table->write_buf = companion_write_buf;
 	handles_requests = request_handler && add_handlers(table, op_size);
 	made = real_new(args, table, op_size, userdata);
 	free(table);
@@ -566,6 +582,20 @@ static PyObject *read_is_cached(PyObject *module, PyObject *ignored)
 	return PyBool_FromLong(inner_read && !(read_flags & O_DIRECT));
 }
 
+PyDoc_STRVAR(write_is_written_back_doc,
+"write_is_written_back()\n--\n\n"
+"Whether the WRITE that came last is of pages that a program stored to (or, with the write-back\n"
+"cache, wrote to), and not of a program that waits for it in write(2). None: that is not known.");
+
+static PyObject *write_is_written_back(PyObject *module, PyObject *ignored)
+{
+	(void)module;
+	(void)ignored;
+	if (!session || !inner_write_buf)
+		Py_RETURN_NONE;
+	return PyBool_FromLong(write_is_back);
+}
+
 PyDoc_STRVAR(invalidate_attributes_doc,
 "invalidate_attributes(ino)\n--\n\n"
 "Have the kernel ask for the attributes of inode *ino* again; whether it was told. This waits\n"
@@ -593,6 +623,7 @@ static PyMethodDef methods[] = {
 	{"reply_ioctl", reply_ioctl, METH_VARARGS, reply_ioctl_doc},
 	{"reply_lseek", reply_lseek, METH_VARARGS, reply_lseek_doc},
 	{"reply_write", reply_write, METH_VARARGS, reply_write_doc},
+	{"write_is_written_back", write_is_written_back, METH_NOARGS, write_is_written_back_doc},
 	{NULL, NULL, 0, NULL},
 };
 

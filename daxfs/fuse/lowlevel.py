@@ -47,6 +47,7 @@ __all__ = [
     "read_is_cached",
     "reply",
     "reply_error",
+    "write_is_written_back",
 ]
 
 Request = object
@@ -138,6 +139,15 @@ def read_is_cached() -> bool:
     Otherwise it goes to a program (O_DIRECT). False where that is not known.
     """
     return _extension is not None and bool(_extension.read_is_cached())
+
+
+def write_is_written_back() -> bool | None:
+    """In a handler of WRITE, before it awaits: whether the kernel writes pages back.
+
+    Otherwise a program waits for it in write(2). None where that is not known.
+    """
+    known: bool | None = None if _extension is None else _extension.write_is_written_back()
+    return known
 
 
 def invalidate_attributes(ino: int) -> bool:

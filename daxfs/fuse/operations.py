@@ -168,6 +168,8 @@ class Operations(pyfuse3.Operations):
         if handle in self._writable:
             self._writable.remove(handle)
             self._evictor.closed_for_writing(inode.ino)
+            if not self._evictor.is_open_for_writing(inode.ino):
+                self._pages.dropped(inode.ino)
         self._fs.release(inode)
         self._unlinked(inode)
 
@@ -403,7 +405,10 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
+        size = target.size
         await self._run(lambda: self._fs.setattr(target, changes))
+        if fields.update_size and self._evictor.is_open_for_writing(inode):
+            self._pages.truncated(target, size)
         return self._attributes(target)
 
     @handler
@@ -490,6 +495,8 @@ class Operations(pyfuse3.Operations):
         """READ; that of a hole waits when the evictor is far behind."""
         inode = self._handles[fh]
         is_cached = lowlevel.read_is_cached()
+        if is_cached:
+            self._pages.dropped(inode.ino, off, off + size)
         if inode.is_dax and self._evictor.reading(size):
             self._poller.pause()
             await self._evictor.wait(inode.ino, off, off + size)
@@ -510,10 +517,16 @@ class Operations(pyfuse3.Operations):
         """
         inode = self._handles[fh]
         set_times = not self.enable_writeback_cache
+        written_back = lowlevel.write_is_written_back()
+        if written_back is False:
+            self._pages.dropped(inode.ino)
+        size = inode.size
 
         def store() -> int:
             # As often as it is tried: what is to be stored may change while it waits.
-            for start, end in self._pages.outside(inode.ino, off, off + len(buf)):
+            for start, end in self._pages.outside(
+                inode.ino, off, off + len(buf), written_back=bool(written_back)
+            ):
                 part = buf if end - start == len(buf) else memoryview(buf)[start - off : end - off]
                 count = self._fs.write(inode, start, part, set_times=set_times)
                 if count < end - start:
@@ -521,6 +534,8 @@ class Operations(pyfuse3.Operations):
             return len(buf)
 
         written = await self._run(store)
+        if written_back is False and off > size:
+            await self._pages.grown(inode, size, off)
         self._poller.note(len(buf))
         return written
 
@@ -553,7 +568,10 @@ class Operations(pyfuse3.Operations):
         if mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE):
             await self._pages.replace(inode, offset, change)
         else:
+            size = inode.size
             await change()
+            if inode.size > size:
+                await self._pages.grown(inode, size)
 
     @handler
     async def lseek(self, fh: int, offset: int, whence: int) -> int:

@@ -26,7 +26,7 @@ from daxfs.fs.inode import Inode
 from daxfs.fs.super import FileSystem
 from daxfs.fuse.evictor import Invalidate
 from daxfs.ondisk.layout import FILE_SIZE_MAX
-from daxfs.units import PMD_SIZE
+from daxfs.units import PAGE_SIZE, PMD_SIZE, align_up
 
 THREADS_MAX: Final = 16
 """Ranges that are taken back at a time."""
@@ -52,12 +52,20 @@ class Pages:
         self._invalidate = invalidate
         self._keeps_sizes = keeps_sizes
         self._guards: list[_Guard] = []
+        self._tails: dict[int, _Guard] = {}
+        """Of files that SETATTR made larger: the bytes behind the old end in its page."""
         self._threads = trio.CapacityLimiter(THREADS_MAX)
 
-    def outside(self, ino: int, start: int, end: int) -> list[tuple[int, int]]:
-        """What of a WRITE to [*start*, *end*) of inode *ino* is to be stored; see `replace`."""
+    def outside(
+        self, ino: int, start: int, end: int, *, written_back: bool
+    ) -> list[tuple[int, int]]:
+        """What of a WRITE to [*start*, *end*) of inode *ino* is to be stored.
+
+        *written_back*: it is of the kernel's pages, not of a program. See `replace`, `truncated`.
+        """
         parts = [(start, end)]
-        for guard in self._guards:
+        tails = [self._tails[ino]] if written_back and ino in self._tails else []
+        for guard in (*self._guards, *tails):
             if guard.ino == ino:
                 cuts = [
                     ((low, min(high, guard.start)), (max(low, guard.end), high))
@@ -84,17 +92,58 @@ class Pages:
         program may store to one of them, whose WRITE brings with it the old bytes of the whole
         page. So the pages are taken back before the answer, and what is written until then is
         discarded: its stores came before the operation. Pages that are read from now on show the
-        new content.
+        new content. Where the file grows, the rest of its last page is one of zeroes then.
         """
+        size = inode.size
         count = await operation()
         if count:
-            guard = _Guard(inode.ino, start, start + count)
-            self._guards.append(guard)
-            try:
-                await self.take_back(*guard)
-            finally:
-                self._guards.remove(guard)
+            grows = inode.size > size and not self._keeps_sizes
+            first = min(start, size) if grows else start
+            await self._discard(_Guard(inode.ino, first, start + count))
         return count
+
+    async def grown(self, inode: Inode, size: int, filled: int = FILE_SIZE_MAX) -> None:
+        """Have zeroes seen in the last page of a file that was *size* bytes large.
+
+        A program may have stored there behind the end of the file. To be called before the answer
+        to what made it larger. The kernel may hold the locks of the pages that a WRITE fills, from
+        byte *filled* on: the page that it begins in is left as it is. So is any while many ranges
+        are taken back, since each WRITE that waits is one less that can be served.
+        """
+        end = align_up(size, PAGE_SIZE)
+        if size < end <= filled and not self._keeps_sizes and self._threads.available_tokens:
+            await self._discard(_Guard(inode.ino, size, end))
+
+    async def _discard(self, guard: _Guard) -> None:
+        """Take the range back, and discard what of it is written until then."""
+        self._guards.append(guard)
+        try:
+            await self.take_back(*guard)
+        finally:
+            self._guards.remove(guard)
+
+    def truncated(self, inode: Inode, size: int) -> None:
+        """SETATTR made a file of *size* bytes as large as *inode* is; before its answer.
+
+        As `grown`, but during this request the kernel holds the WRITEs of the file back, so that no
+        page can be taken back. It takes all back itself, after the answer and before truncate(2)
+        returns. So what is written back behind the old end in its page is discarded until the page
+        is known to be gone: see `dropped`.
+        """
+        self._tails.pop(inode.ino, None)
+        end = align_up(size, PAGE_SIZE)
+        if size < end and size < inode.size and not self._keeps_sizes:
+            self._tails[inode.ino] = _Guard(inode.ino, size, end)
+
+    def dropped(self, ino: int, start: int = 0, end: int = FILE_SIZE_MAX) -> None:
+        """The kernel has dropped all pages of [*start*, *end*) that it held at the last SETATTR.
+
+        So it is where it reads them again, and for the whole file when a program writes, which it
+        may not beside a truncate(2), or when nobody can store to the file any more.
+        """
+        tail = self._tails.get(ino)
+        if tail is not None and start < tail.end and tail.start < end:
+            del self._tails[ino]
 
     async def seek(self, inode: Inode, offset: int, whence: int) -> int:
         """lseek for SEEK_DATA and SEEK_HOLE in a file that programs may be storing to.

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,8 +10,9 @@ import trio
 from fsbox import FsBox
 
 from daxfs.errors import FsError
+from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
-from daxfs.fuse.pages import Pages
+from daxfs.fuse.pages import THREADS_MAX, Pages
 from daxfs.ondisk.layout import FILE_SIZE_MAX
 from daxfs.units import PAGE_SIZE, PMD_SIZE
 
@@ -40,9 +42,17 @@ class Kernel:
         return 0, 0
 
     def write(self, page: int) -> None:
-        self.stored.append(self.pages.outside(self.file.ino, page * P, page * P + P))
+        self.stored.append(
+            self.pages.outside(self.file.ino, page * P, page * P + P, written_back=True)
+        )
         for start, end in self.stored[-1]:
             self.box.fs.write(self.file, start, b"s" * (end - start))
+
+    def parts(self, ino: int, start: int, end: int) -> list[tuple[int, int]]:
+        """What is stored of a WRITE of a program, and the same of one of the kernel."""
+        found = self.pages.outside(ino, start, end, written_back=False)
+        assert self.pages.outside(ino, start, end, written_back=True) == found
+        return found
 
     def seek(self, offset: int, whence: int) -> int:
         return trio.run(self.pages.seek, self.file, offset, whence)
@@ -144,9 +154,8 @@ def test_other_files_and_ranges_are_stored_while_one_is_replaced(box: FsBox) -> 
         return 10
 
     def look(runs: list[tuple[int, int, int]]) -> tuple[int, int]:
-        pages, ino = kernel.pages, kernel.file.ino
-        seen.extend([pages.outside(ino, 0, 30), pages.outside(ino + 1, 0, 30)])
-        seen.append(pages.outside(ino, 20, 30))
+        ino = kernel.file.ino
+        seen.extend(kernel.parts(*run) for run in ((ino, 0, 30), (ino + 1, 0, 30), (ino, 20, 30)))
         return 0, 0
 
     kernel.pages = Pages(box.fs, look, keeps_sizes=False)
@@ -167,4 +176,118 @@ def test_what_fails_or_does_nothing_takes_nothing_back(box: FsBox) -> None:
     with pytest.raises(FsError):
         trio.run(kernel.pages.replace, kernel.file, 0, fail)
     assert kernel.taken == []
-    assert kernel.pages.outside(kernel.file.ino, 0, P) == [(0, P)]
+    assert kernel.parts(kernel.file.ino, 0, P) == [(0, P)]
+
+
+def test_stores_behind_the_end_are_discarded_when_the_file_grows(box: FsBox) -> None:
+    kernel = Kernel(box)
+    file = kernel.file
+    box.fs.write(file, 0, b"x" * (P + 100))
+
+    async def write(offset: int) -> None:
+        size = file.size
+        box.fs.write(file, offset, b"w")
+        await kernel.pages.grown(file, size, offset)
+
+    kernel.dirty = {0, 1}
+    trio.run(write, 2 * P + 50)
+    assert kernel.taken == [(P + 100, 2 * P)]
+    assert kernel.stored == [[(P, P + 100)]]
+    assert kernel.dirty == {0}
+    assert box.data(file) == b"x" * P + b"s" * 100 + bytes(P - 50) + b"w"
+    trio.run(write, 2 * P + 100)  # the kernel may hold the lock of this page
+    trio.run(write, 3 * P - 1)
+    trio.run(write, 9 * P)  # the end was that of a page
+    assert kernel.taken == [(P + 100, 2 * P)]
+
+
+def test_a_copy_behind_the_end_discards_what_is_stored_before_it(box: FsBox) -> None:
+    kernel = Kernel(box)
+    file = kernel.file
+    box.fs.write(file, 0, b"x" * 100)
+    kernel.dirty = {0, 1}
+
+    async def copy() -> int:
+        return box.fs.write(file, 200, b"c" * P)
+
+    assert trio.run(kernel.pages.replace, file, 200, copy) == P
+    assert kernel.taken == [(100, P + 200)]
+    assert kernel.stored == [[(0, 100)], [(P + 200, 2 * P)]]
+
+
+def test_no_write_waits_for_pages_where_many_wait_already(box: FsBox) -> None:
+    kernel = Kernel(box)
+    box.fs.write(kernel.file, 0, b"x" * 100)
+    stop = threading.Event()
+    waiting = []
+
+    def block(runs: list[tuple[int, int, int]]) -> tuple[int, int]:
+        waiting.append(runs)
+        assert stop.wait(20)
+        return 0, 0
+
+    async def main() -> None:
+        pages = Pages(box.fs, block, keeps_sizes=False)
+        async with trio.open_nursery() as nursery:
+            for _ in range(THREADS_MAX):
+                nursery.start_soon(pages.grown, kernel.file, 100)
+            while len(waiting) < THREADS_MAX:
+                await trio.sleep(0.001)
+            with trio.fail_after(10):
+                await pages.grown(kernel.file, 100)
+            stop.set()
+
+    trio.run(main)
+
+
+def test_after_a_truncate_the_write_back_of_old_pages_is_discarded(box: FsBox) -> None:
+    kernel = Kernel(box)
+    pages, file = kernel.pages, kernel.file
+    box.fs.write(file, 0, b"x" * 100)
+
+    def grow(size: int) -> None:
+        before = file.size
+        box.fs.setattr(file, AttrChanges(size=size))
+        pages.truncated(file, before)
+
+    def parts() -> list[tuple[int, int]]:
+        return pages.outside(file.ino, 0, 2 * P, written_back=True)
+
+    all_of_it, cut = [(0, 2 * P)], [(0, 100), (P, 2 * P)]
+    grow(3 * P)
+    assert parts() == cut
+    assert pages.outside(file.ino, 0, 2 * P, written_back=False) == all_of_it
+    assert pages.outside(file.ino + 1, 0, 2 * P, written_back=True) == all_of_it
+    for start, end in ((P, 2 * P), (0, 100)):
+        pages.dropped(file.ino, start, end)
+        assert parts() == cut
+    pages.dropped(file.ino + 1)
+    assert parts() == cut
+    pages.dropped(file.ino, 0, P)
+    assert parts() == all_of_it
+    for size in (100, 50):
+        grow(size)
+        assert parts() == all_of_it, "a file that was cut"
+    grow(3 * P)
+    assert parts() == [(0, 50), (P, 2 * P)]
+    pages.dropped(file.ino)
+    assert parts() == all_of_it
+    grow(5 * P)
+    assert parts() == all_of_it, "the end was that of a page"
+
+
+def test_a_kernel_that_keeps_sizes_may_have_data_behind_the_end(box: FsBox) -> None:
+    """In its write-back cache: nothing of them is discarded."""
+    kernel = Kernel(box, keeps_sizes=True)
+    pages, file = kernel.pages, kernel.file
+    box.fs.write(file, 0, b"x" * 100)
+
+    async def copy() -> int:
+        return box.fs.write(file, P + 200, b"c")
+
+    assert trio.run(pages.replace, file, P + 200, copy) == 1
+    assert kernel.taken == [(P + 200, P + 201)]
+    trio.run(pages.grown, file, 100)
+    pages.truncated(file, 100)
+    assert pages.outside(file.ino, 0, P, written_back=True) == [(0, P)]
+    assert len(kernel.taken) == 1

@@ -627,3 +627,10 @@ def test_without_the_extension_a_mount_says_so_once(
             fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))
         assert os.lseek(fd, 0, os.SEEK_HOLE) == PAGE
         assert os.copy_file_range(fd, fd, 100, 0, PAGE) == 100
+        # Pages before the one that is written could be taken back only with that one too.
+        assert os.pwrite(fd, b"x", 3 * PAGE) == 1
+        os.ftruncate(fd, 5 * PAGE + 1)
+        assert os.pwrite(fd, b"x" * PAGE, 5 * PAGE) == PAGE
+        assert os.pread(fd, 9 * PAGE, PAGE) == (
+            b"x" * 100 + bytes(2 * PAGE - 100) + b"x" + bytes(2 * PAGE - 1) + b"x" * PAGE
+        )

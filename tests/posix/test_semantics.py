@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daxmount import DaxMount, run
-from syscalls import opened
+from daxmount import DaxMount, background, run
+from syscalls import FALLOC_FL_ZERO_RANGE, fallocate, opened
 
 pytestmark = pytest.mark.mount
 
@@ -301,17 +301,113 @@ def test_mapping_across_the_end_of_the_file(folder: Path, script: str, result: i
     assert _signal_of(script, folder) == result
 
 
+_GROWTH: dict[str, Callable[[int], object]] = {
+    "truncate": lambda fd: os.ftruncate(fd, 8000),
+    "truncate in the page": lambda fd: os.ftruncate(fd, 4000),
+    "truncate down and up": lambda fd: (os.ftruncate(fd, 50), os.ftruncate(fd, 8000)),
+    "write": lambda fd: os.pwrite(fd, b"\0", 5000),
+    "append": lambda fd: os.pwrite(fd, bytes(7000), 100),
+    "direct write": lambda fd: os.pwrite(fd, b"\0", 5000),
+    "allocate": lambda fd: fallocate(fd, 0, 4096, 4096),
+    "allocate in the page": lambda fd: fallocate(fd, 0, 0, 4000),
+    "zero": lambda fd: fallocate(fd, FALLOC_FL_ZERO_RANGE, 4096, 4096),
+    "copy": lambda fd: os.copy_file_range(fd, fd, 50, 0, 5000),
+    "copy in the page": lambda fd: os.copy_file_range(fd, fd, 50, 0, 3800),
+}
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["dirty", "synced"])
+@pytest.mark.parametrize("how", _GROWTH)
 def test_store_past_the_end_in_the_last_page_shows_zeroes_when_the_file_grows(
-    folder: Path,
+    folder: Path, how: str, synced: bool
 ) -> None:
-    (folder / "f").write_bytes(b"x" * 100)
-    with opened(folder / "f") as fd, mmap.mmap(fd, 100) as memory:
-        place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        ctypes.memset(place + 200, ord("!"), 300)
-        memory.flush()
-        os.ftruncate(fd, 5000)
-        assert os.pread(fd, 5000, 0) == b"x" * 100 + bytes(4900)
-    assert (folder / "f").read_bytes() == b"x" * 100 + bytes(4900)
+    path = folder / "f"
+    path.write_bytes(bytes(50) + b"x" * 50)
+    more = os.O_DIRECT if how == "direct write" else 0
+    with opened(path) as fd, opened(path, os.O_RDWR | more) as other:
+        with mmap.mmap(fd, 100) as memory:
+            place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            ctypes.memset(place + 200, ord("!"), 3000)
+            if synced:
+                memory.flush()
+            _GROWTH[how](other)
+            assert b"!" not in ctypes.string_at(place, 4096), "in the mapping"
+            assert b"!" not in os.pread(fd, 8192, 0)
+            # What is stored from now on counts.
+            memory[60] = ord("y")
+            ctypes.memset(place + 300, ord("z"), 100)
+            assert os.pread(fd, 100, 300) == b"z" * 100
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(fd, 4000, 0)[60:61] == b"y"
+            assert os.pread(fd, 4000, 0)[200:500] == bytes(100) + b"z" * 100 + bytes(100)
+        assert b"!" not in os.pread(fd, 8192, 0)
+
+
+def test_no_store_is_lost_behind_the_end_that_a_truncate_moved(folder: Path) -> None:
+    """By which way it comes: a mapping, write(2) of a part or of a whole page, and other files."""
+    path = folder / "f"
+    with opened(path, os.O_RDWR | os.O_CREAT) as fd, opened(path) as other:
+        for step in range(300):
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"x" * 100, 0)
+            with mmap.mmap(fd, 100) as memory:
+                place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+                if step % 2:
+                    ctypes.memset(place + 200, ord("!"), 300)
+                os.ftruncate(fd, 4000 + step % 3 * 4000)
+                expected = bytearray(b"x" * 100 + bytes(3900))
+                if step % 5 == 0:
+                    ctypes.memset(place + 1000, ord("m"), 10)
+                    expected[1000:1010] = b"m" * 10
+                elif step % 5 == 1:
+                    os.pwrite(other, b"w" * 10, 150)
+                    expected[150:160] = b"w" * 10
+                elif step % 5 == 2:
+                    os.pwrite(fd, b"w" * 4096, 0)
+                    ctypes.memset(place + 2000, ord("m"), 10)
+                    expected[:] = b"w" * 4000
+                    expected[2000:2010] = b"m" * 10
+                elif step % 5 == 3:
+                    assert os.copy_file_range(fd, other, 10, 0, 200) == 10
+                    ctypes.memset(place + 300, ord("m"), 10)
+                    expected[200:210], expected[300:310] = b"x" * 10, b"m" * 10
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                assert os.pread(fd, 4000, 0) == expected, f"step {step}"
+
+
+@pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+def test_growing_does_not_wait_for_stores_behind_the_end(
+    make_mount: MakeMount, on_disk: bool
+) -> None:
+    mount = make_mount("persist=" + ("msync" if on_disk else "memory"), on_disk=on_disk)
+    path = mount.path / "f"
+    path.write_bytes(b"x" * 100)
+    store = (
+        "import ctypes, mmap, os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDWR)\n"
+        "memory = mmap.mmap(fd, 100)\n"
+        "place = ctypes.addressof(ctypes.c_char.from_buffer(memory))\n"
+        "while True:\n"
+        "    ctypes.memset(place + 3000, 33, 50)\n"
+        "    if sys.argv[2] == 'sync': os.fsync(fd)\n"
+    )
+    with (
+        opened(path) as fd,
+        background([sys.executable, "-c", store, path, ""]),
+        background([sys.executable, "-c", store, path, "sync"]),
+    ):
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            for grow in _GROWTH.values():
+                os.ftruncate(fd, 100)
+                grow(fd)
+                size = os.fstat(fd).st_size
+                seen = os.pread(fd, 8192, 0)
+                assert len(seen) == size
+                assert seen[100:3000] == bytes(min(size, 3000) - 100)
+                os.pwrite(fd, b"x" * 100, 0)
 
 
 def test_private_mapping_does_not_reach_the_file_but_sees_it(folder: Path) -> None:
