@@ -156,6 +156,34 @@ def test_errors_of_fallocate(folder: Path) -> None:
         fallocate(fd, 0, 0, PAGE)
 
 
+def test_every_mode_sets_mtime_and_ctime(folder: Path) -> None:
+    with _file(folder / "f", b"x" * (8 * PAGE)) as fd:
+        for mode in (0, FALLOC_FL_KEEP_SIZE, PUNCH, ZERO, FALLOC_FL_ZERO_RANGE):
+            os.utime(fd, ns=(1, 1))
+            before = os.fstat(fd)
+            fallocate(fd, mode, 100, 2 * PAGE)
+            after = os.fstat(fd)
+            assert after.st_mtime_ns >= before.st_ctime_ns
+            assert after.st_ctime_ns > before.st_ctime_ns
+            assert after.st_atime_ns == 1
+
+
+@pytest.mark.parametrize("mode", [0, FALLOC_FL_KEEP_SIZE, FALLOC_FL_ZERO_RANGE, ZERO])
+def test_without_space_nothing_is_changed(folder: Path, mode: int) -> None:
+    content = os.urandom(6 * PAGE)
+    with _file(folder / "f", content) as fd:
+        fallocate(fd, PUNCH, 2 * PAGE, PAGE)
+        before, free = os.fstat(fd), os.statvfs(folder).f_bfree
+        with _error(errno.ENOSPC):
+            fallocate(fd, mode, 100, free * PAGE + 10 * PAGE)
+        after = os.fstat(fd)
+        for name in ("st_size", "st_blocks", "st_mtime_ns"):
+            assert getattr(after, name) == getattr(before, name)
+        assert os.statvfs(folder).f_bfree == free
+        assert _data(fd) == [(0, 2), (3, 6)]
+        assert os.pread(fd, 7 * PAGE, 0) == content[: 2 * PAGE] + bytes(PAGE) + content[3 * PAGE :]
+
+
 @pytest.mark.parametrize("mode", [0, PUNCH, ZERO], ids=["allocate", "punch", "zero"])
 def test_fallocate_of_another_user_clears_suid(
     shared: DaxMount, folder: Path, as_root: None, mode: int
