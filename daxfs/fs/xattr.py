@@ -84,8 +84,8 @@ class XattrOperations(Core):
             name for name in names if self.options.enable_acl or not name.startswith(b"system.")
         ]
 
-    def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
-        """Set *name* to *value*.
+    def setxattr(self, inode: Inode, name: bytes, value: bytes, *, keep_sgid: bool = True) -> None:
+        """Set *name* to *value*; *keep_sgid*: False if an access list takes sgid from the mode.
 
         E2BIG for a value over 64 KiB, ERANGE for a name over 255 bytes, EPERM for user.* on
         neither file nor directory, EOPNOTSUPP for an unknown namespace, ENOSPC.
@@ -96,6 +96,8 @@ class XattrOperations(Core):
         with self.operation() as op:
             if name in (acl.XATTR_ACCESS, acl.XATTR_DEFAULT):
                 self._set_acl(op, inode, name, value)
+                if name == acl.XATTR_ACCESS and not keep_sgid:
+                    inode.mode &= ~stat.S_ISGID
             else:
                 self._store_xattrs(op, inode, self._xattrs(inode) | {name: bytes(value)})
             inode.ctime_ns = op.now_ns

@@ -29,6 +29,7 @@ from daxfs.dax.mapping import EntryLocked
 from daxfs.dax.rw import Buffer
 from daxfs.dax.zero_page import ZERO
 from daxfs.errors import CorruptionError, FsError
+from daxfs.fs.acl import XATTR_ACCESS
 from daxfs.fs.falloc import FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
@@ -448,10 +449,12 @@ class Operations(pyfuse3.Operations):
     async def setxattr(
         self, inode: int, name: bytes, value: bytes, ctx: "pyfuse3.RequestContext"
     ) -> None:
-        """SETXATTR."""
+        """SETXATTR; an access list takes sgid away as chmod(2) does (posix_acl_update_mode())."""
         self._expect_settable(inode, name)
         target = self._fs.iget(inode)
-        await self._run(lambda: self._fs.setxattr(target, name, value))
+        is_list = name == XATTR_ACCESS and bool(target.mode & stat.S_ISGID)
+        keep_sgid = not is_list or _is_in_group(ctx, target.gid)
+        await self._run(lambda: self._fs.setxattr(target, name, value, keep_sgid=keep_sgid))
 
     @handler
     async def removexattr(self, inode: int, name: bytes, ctx: "pyfuse3.RequestContext") -> None:
@@ -609,6 +612,16 @@ class Operations(pyfuse3.Operations):
 def _are_zero_pages(buffer: Buffer) -> bool:
     """Whether it is of more than one page of zeroes: for one, copying costs less."""
     return type(buffer) is memoryview and buffer.obj is ZERO.obj and len(buffer) > PAGE_SIZE
+
+
+def _is_in_group(ctx: "pyfuse3.RequestContext", gid: int) -> bool:
+    """Whether the caller is in group *gid*, or root, who is taken for one with CAP_FSETID."""
+    if ctx.uid == 0 or ctx.gid == gid:
+        return True
+    try:
+        return gid in pyfuse3.get_sup_groups(ctx.pid)
+    except OSError:  # it has ended, or is of another PID namespace
+        return False
 
 
 def _cred(ctx: "pyfuse3.RequestContext") -> Cred:

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -164,6 +165,28 @@ def test_default_acl_is_inherited(folder: Path, nobody: OrdinaryUser) -> None:
         assert "mask::rw-" in lines
         assert "other::---" in lines
     assert "default:" in run(["getfacl", "-n", "-p", folder / "dir"]).stdout
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+@pytest.mark.parametrize(
+    ("identity", "kept"),
+    [
+        (["--reuid=100", "--regid=100", "--clear-groups"], True),
+        (["--reuid=100", "--regid=101", "--groups=102,100"], True),
+        (["--reuid=100", "--regid=101", "--clear-groups"], False),
+        (["--reuid=0", "--regid=101", "--clear-groups"], True),
+    ],
+)
+def test_an_acl_takes_sgid_unless_the_owner_is_in_the_group(
+    folder: Path, as_root: None, identity: list[str], kept: bool, kind: str
+) -> None:
+    _need_acl_tools()
+    path = folder / "f"
+    path.mkdir() if kind == "dir" else path.touch()
+    os.chown(path, 100, 100)
+    path.chmod(0o2755)
+    run(["setpriv", *identity, "setfacl", "-m", "u::rwx,g::rwx,o::rwx", path])
+    assert stat.S_IMODE(path.stat().st_mode) == (0o2777 if kept else 0o777)
 
 
 def test_without_enable_acl_acls_are_refused(mount: DaxMount) -> None:
