@@ -89,6 +89,8 @@ static void *real_function(const char *name)
  * automatic kind drops a file's whole page cache when a stat follows a write.
  * HANDLE_KILLPRIV off: the kernel clears suid and sgid itself, with the caller's privileges.
  * DONT_MASK: the umask is applied by the filesystem, which knows whether a default ACL replaces it.
+ * ASYNC_DIO off: a direct write is done when io_submit(2) returns, as on DAX.  After an asynchronous
+ * one the kernel leaves what others have read into the page cache meanwhile, for ever stale.
  * SPLICE_READ off: one read per request instead of a splice and a read.
  */
 static void companion_init(void *userdata, struct fuse_conn_info *conn)
@@ -97,7 +99,8 @@ static void companion_init(void *userdata, struct fuse_conn_info *conn)
 
 	inner_init(userdata, conn);
 
-	conn->want &= ~(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ);
+	conn->want &= ~(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ |
+			FUSE_CAP_ASYNC_DIO);
 	conn->want |= conn->capable & (FUSE_CAP_EXPLICIT_INVAL_DATA | FUSE_CAP_DONT_MASK);
 	if (conn->max_readahead > wanted_readahead)
 		conn->max_readahead = wanted_readahead;

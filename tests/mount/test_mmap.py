@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from daxmount import DaxMount, background, daxfs, mount_minor, run
-from syscalls import opened, rss_bytes
+from syscalls import aio_write, opened, rss_bytes
 
 pytestmark = pytest.mark.mount
 
@@ -369,3 +369,28 @@ def test_direct_read_of_a_hole_gets_its_zeroes(mount: DaxMount, late: bool) -> N
             assert _reads(mount) == reads + 1, "a short answer makes the kernel read once more"
             assert os.preadv(fd, [buffer], 4 * MIB - 8192) == 8192
     assert path.stat().st_size == 4 * MIB
+
+
+def test_pages_that_are_read_beside_asynchronous_direct_writes_are_not_stale(
+    mount: DaxMount,
+) -> None:
+    path, size = mount.path / "f", 10 * 65536
+    path.write_bytes(bytes(size))
+    script = (
+        "import os, sys\n"
+        "while True:\n"
+        "    fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "    os.pread(fd, int(sys.argv[2]), 0)\n"
+        "    os.close(fd)\n"
+    )
+    argv = [sys.executable, "-c", script, path, str(size)]
+    with (
+        opened(path, os.O_RDWR | os.O_DIRECT) as fd,
+        mmap.mmap(-1, size) as new,
+        background(argv),
+        background(argv),
+    ):
+        for turn in range(200):
+            new[:] = bytes([turn % 251]) * size
+            aio_write(fd, new, 65536)
+            assert path.read_bytes() == new[:], f"turn {turn}"

@@ -1,7 +1,10 @@
 """System calls that Python's os module lacks, and small questions to /proc."""
 
 import ctypes
+import mmap
 import os
+import platform
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,12 @@ FALLOC_FL_ZERO_RANGE = 16
 FALLOC_FL_INSERT_RANGE = 32
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+_IO_SETUP, _IO_DESTROY, _IO_GETEVENTS, _IO_SUBMIT = (
+    (206, 207, 208, 209) if platform.machine() == "x86_64" else (0, 1, 4, 2)
+)
+_IOCB = struct.Struct("=QIIHhIQQqQII")
+_IOCB_CMD_PWRITE = 1
 
 
 def renameat2(old: Path | str | bytes, new: Path | str | bytes, flags: int) -> None:
@@ -56,3 +65,37 @@ def opened(path: Path | str, flags: int = os.O_RDWR, mode: int = 0o644) -> Itera
         yield fd
     finally:
         os.close(fd)
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def aio_write(fd: int, memory: mmap.mmap, length: int) -> None:
+    """Write *memory* to a file from its beginning in parts of *length* bytes, all at a time.
+
+    With io_submit(2); returns when all are written.
+    """
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    offsets = range(0, len(memory), length)
+    parts = [
+        ctypes.create_string_buffer(
+            _IOCB.pack(0, 0, 0, _IOCB_CMD_PWRITE, 0, fd, address + at, length, at, 0, 0, 0)
+        )
+        for at in offsets
+    ]
+    count = len(parts)
+    table = (ctypes.c_void_p * count)(*map(ctypes.addressof, parts))
+    events = (ctypes.c_int64 * (4 * count))()
+    context = ctypes.c_ulong(0)
+    _check(_libc.syscall(_IO_SETUP, count, ctypes.byref(context)))
+    try:
+        assert _check(_libc.syscall(_IO_SUBMIT, context, count, table)) == count
+        done = _libc.syscall(_IO_GETEVENTS, context, count, count, events, None)
+        assert _check(done) == count
+        assert list(events)[2::4] == [length] * count
+    finally:
+        _libc.syscall(_IO_DESTROY, context)
