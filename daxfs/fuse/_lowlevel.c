@@ -88,6 +88,8 @@ static void *real_function(const char *name)
  * AUTO_INVAL_DATA off and EXPLICIT_INVAL_DATA on: nobody but this daemon changes the image, and the
  * automatic kind drops a file's whole page cache when a stat follows a write.
  * HANDLE_KILLPRIV off: the kernel clears suid and sgid itself, with the caller's privileges.
+ * ATOMIC_O_TRUNC off: the kernel opens, and empties the file by SETATTR once it has made sure that it
+ * may. With the flag, a file that is being executed is emptied before open(2) fails with ETXTBSY.
  * DONT_MASK: the umask is applied by the filesystem, which knows whether a default ACL replaces it.
  * ASYNC_DIO off: a direct write is done when io_submit(2) returns, as on DAX.  After an asynchronous
  * one the kernel leaves what others have read into the page cache meanwhile, for ever stale.
@@ -99,8 +101,8 @@ static void companion_init(void *userdata, struct fuse_conn_info *conn)
 
 	inner_init(userdata, conn);
 
-	conn->want &= ~(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_HANDLE_KILLPRIV | FUSE_CAP_SPLICE_READ |
-			FUSE_CAP_ASYNC_DIO);
+	conn->want &= ~(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_HANDLE_KILLPRIV |
+			FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_ASYNC_DIO | FUSE_CAP_SPLICE_READ);
 	conn->want |= conn->capable & (FUSE_CAP_EXPLICIT_INVAL_DATA | FUSE_CAP_DONT_MASK);
 	if (conn->max_readahead > wanted_readahead)
 		conn->max_readahead = wanted_readahead;

@@ -465,11 +465,13 @@ def test_program_that_runs_is_text_file_busy(folder: Path) -> None:
     with subprocess.Popen([folder / "program", "60"]) as running:
         for change in (
             lambda: os.open(folder / "program", os.O_WRONLY),
+            lambda: os.open(folder / "program", os.O_RDONLY | os.O_TRUNC),
             lambda: os.truncate(folder / "program", 0),
         ):
             with _error(errno.ETXTBSY):
                 change()
         running.kill()
+    assert (folder / "program").stat().st_size == Path("/bin/sleep").stat().st_size
     with opened(folder / "program", os.O_WRONLY) as fd:
         assert fd >= 0
     with opened(folder / "program", os.O_WRONLY), pytest.raises(OSError, check=_is_busy):
