@@ -54,14 +54,18 @@ class FileOperations(XattrOperations):
 
     # --- data ------------------------------------------------------------------------------------
 
-    def read(self, inode: Inode, pos: int, length: int) -> tuple[Buffer, list[tuple[int, int]]]:
+    def read(
+        self, inode: Inode, pos: int, length: int, *, set_atime: bool = True
+    ) -> tuple[Buffer, list[tuple[int, int]]]:
         """Bytes of a file and the byte ranges among them that are holes; see Dax.read.
 
-        EISDIR, EINVAL (no regular file), EUCLEAN.
+        Not *set_atime*: the access time stays, whatever the mount options say. EISDIR, EINVAL (no
+        regular file), EUCLEAN.
         """
         self._expect_file(inode)
         result = self.dax.read(inode, pos, length)
-        self._accessed(inode)
+        if set_atime:
+            self._accessed(inode)
         return result
 
     def write(self, inode: Inode, pos: int, data: Buffer, *, set_times: bool = True) -> int:

@@ -96,6 +96,8 @@ class Operations(pyfuse3.Operations):
         self._handles: dict[int, Inode] = {}
         self._writable: set[int] = set()
         """Handles through which the file can be written, or stored to."""
+        self._untimed: set[int] = set()
+        """Handles of files whose READs are no access: see _is_access."""
         self._next_handle = itertools.count(1)
         self._leaving: set[int] = set()
         """Inodes without links and open files whose FORGET has not come yet."""
@@ -158,6 +160,8 @@ class Operations(pyfuse3.Operations):
         """A handle for *inode*, which was opened."""
         handle = next(self._next_handle)
         self._handles[handle] = inode
+        if not _is_access(flags):
+            self._untimed.add(handle)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             self._writable.add(handle)
             self._evictor.opened_for_writing(inode.ino)
@@ -166,6 +170,7 @@ class Operations(pyfuse3.Operations):
     def _closed(self, handle: int) -> None:
         """Let *handle* go."""
         inode = self._handles.pop(handle)
+        self._untimed.discard(handle)
         if handle in self._writable:
             self._writable.remove(handle)
             self._evictor.closed_for_writing(inode.ino)
@@ -484,7 +489,7 @@ class Operations(pyfuse3.Operations):
         await self._run(lambda: self._fs.open(file, flags, keep_suid=ctx.uid == 0))
         # Of the hole pages of a file that was none of dax, the evictor does not know.
         turned_dax = file.is_dax and not was_dax
-        reads = flags & os.O_ACCMODE != os.O_WRONLY and file.size <= REFETCH_MAX
+        reads = _is_access(flags) and file.size <= REFETCH_MAX
         keep = not (turned_dax or (reads and self._fs.wants_atime(file)))
         return pyfuse3.FileInfo(fh=self._opened(file, flags), keep_cache=keep)
 
@@ -503,7 +508,7 @@ class Operations(pyfuse3.Operations):
         if inode.is_dax and self._evictor.reading(size):
             self._poller.pause()
             await self._evictor.wait(inode.ino, off, off + size)
-        buffer, holes = self._fs.read(inode, off, size)
+        buffer, holes = self._fs.read(inode, off, size, set_atime=fh not in self._untimed)
         if holes and inode.is_dax:
             self._evictor.served(inode.ino, holes)
             if is_cached and _are_zero_pages(buffer) and lowlevel.let_kernel_zero(inode.ino):
@@ -622,6 +627,14 @@ def _is_in_group(ctx: "pyfuse3.RequestContext", gid: int) -> bool:
         return gid in pyfuse3.get_sup_groups(ctx.pid)
     except OSError:  # it has ended, or is of another PID namespace
         return False
+
+
+def _is_access(flags: int) -> bool:
+    """Whether to READ what was opened with *flags* is an access that sets the access time.
+
+    Not with O_NOATIME, nor where only the kernel reads, before it writes a part of a page.
+    """
+    return not flags & os.O_NOATIME and flags & os.O_ACCMODE != os.O_WRONLY
 
 
 def _cred(ctx: "pyfuse3.RequestContext") -> Cred:

@@ -787,6 +787,12 @@ SCRIPTS = {
         root moves f read f -> f:-
         root moves f write f more -> f:mc
         root moves f read f -> f:a
+        root truncate f 100000 -> ok
+        root hold h f rdonly|noatime -> ok
+        root moves f fread h 40960 -> f:-
+        root drop h -> ok
+        root truncate f 9 -> ok
+        root moves f read f -> f:a
         root moves f store f STORE -> f:mc
         root read f -> STOREtext
         root mkdir d -> ok
@@ -1046,6 +1052,16 @@ def test_read_only(make_mount: MakeMount, as_root: None, cast: Cast, how: str) -
     else:
         daxfs("mount", "-o", "remount,ro", mount.image, mount.path)
     cast.play(READ_ONLY_SCRIPT, mount.path)
+
+
+def test_calls_under_dax_never(make_mount: MakeMount, as_root: None, cast: Cast) -> None:
+    """With the write-back cache it is the kernel that keeps sizes and times of files."""
+    mount = make_mount("dax=never,suid,dev")
+    for name, script in SCRIPTS.items():
+        folder = mount.path / name
+        folder.mkdir()
+        folder.chmod(0o777)
+        cast.play(script, folder)
 
 
 def test_access_control_lists(make_mount: MakeMount, as_root: None, cast: Cast) -> None:
