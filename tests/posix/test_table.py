@@ -760,11 +760,24 @@ SCRIPTS = {
         root lstat f atime,mtime -> 2147483648,4294967296
         root utimes f 9000000000 0 -> ok
         root lstat f atime,mtime -> 9000000000,0
+        root utimes f 100.123456789 200.987654321 -> ok
+        root lstat f atime,atime_ns,mtime,mtime_ns -> 100,123456789,200,987654321
+        root moves f utimes f 300 omit -> f:ac
+        root moves f utimes f omit 400 -> f:mc
+        root lstat f atime,mtime,mtime_ns -> 300,400,0
+        root moves f utimes f omit omit -> f:-
+        root utimes f now 500 -> ok
+        root lstat f mtime -> 500
+        root moves f utimes f omit now -> f:mc
         alice utimes f 1 1 -> EPERM
         alice utimes f -> EACCES
         root chmod f 0666 -> ok
         alice utimes f -> ok
-        alice utimes f 1 1 -> EPERM
+        alice moves f utimes f 1 1 -> EPERM
+        alice moves f utimes f omit 1 -> EPERM
+        alice moves f utimes f 1 omit -> EPERM
+        alice moves f utimes f now omit -> EPERM
+        alice moves f utimes f omit omit -> f:-
         root chown f 60001 60001 -> ok
         root chmod f 0444 -> ok
         alice utimes f 1 1 -> ok

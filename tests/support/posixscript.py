@@ -9,7 +9,8 @@ prints nothing. Commands are the methods of _Commands: named after the system ca
 order, numbers of modes in octal. ``{N}`` in an argument stands for a name of N bytes. ``#`` starts
 a comment. The last command of a line may be preceded by ``moves PATH,PATH``: then the result is
 which of the times a(ccess), m(odification), c(hange) of these paths the command has moved, as in
-``f:c d:mc``; ``old>new`` is a path that the command renames.
+``f:c d:mc``; ``old>new`` is a path that the command renames. Of a command that fails the result is
+its errno, and the times only if it has moved any.
 
 Every user is one forked process for the whole module, so a call costs some ten microseconds.
 """
@@ -30,7 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from syscalls import renameat2
+from syscalls import renameat2, utimensat
 
 SETTLE_SECONDS = 0.005
 """More than the grain of the kernel's coarse clock."""
@@ -147,8 +148,8 @@ class _Commands:
         os.truncate(path, int(size))
 
     def utimes(self, path: str, atime: str = "now", mtime: str = "now") -> None:
-        """Seconds, or both ``now``."""
-        os.utime(path, None if atime == "now" else (int(atime), int(mtime)))
+        """Seconds, with or without nine digits behind a point, ``now`` or ``omit``."""
+        utimensat(path, _time_ns(atime), _time_ns(mtime))
 
     def access(self, path: str, how: str) -> str:
         bits = sum({"r": os.R_OK, "w": os.W_OK, "x": os.X_OK}.get(letter, 0) for letter in how)
@@ -239,14 +240,20 @@ class _Commands:
 
     def moves(self, paths: str, command: str, *arguments: str) -> str:
         pairs = [path.partition(">")[::2] for path in paths.split(",")]
-        before = [os.lstat(old) for old, _ in pairs]
+        names = [old for old, _ in pairs]
+        before = [os.lstat(name) for name in names]
         time.sleep(SETTLE_SECONDS)
-        getattr(self, command)(*arguments)
-        after = [os.lstat(new or old) for old, new in pairs]
-        return " ".join(
-            f"{new or old}:{_moved(one, other)}"
-            for (old, new), one, other in zip(pairs, before, after, strict=True)
-        )
+        failure = ""
+        try:
+            getattr(self, command)(*arguments)
+            names = [new or old for old, new in pairs]
+        except OSError as error:
+            failure = errno.errorcode[error.errno or 0]
+        moved = [_moved(one, os.lstat(name)) for one, name in zip(before, names, strict=True)]
+        told = " ".join(f"{name}:{times}" for name, times in zip(names, moved, strict=True))
+        if not failure:
+            return told
+        return failure if set(moved) == {"-"} else f"{failure} {told}"
 
     # --- not in scripts ---
 
@@ -278,6 +285,13 @@ def _flags(text: str) -> int:
     return flags
 
 
+def _time_ns(text: str) -> str | int:
+    if text in ("now", "omit"):
+        return text
+    seconds, _, fraction = text.partition(".")
+    return int(seconds) * 10**9 + int(fraction or 0)
+
+
 def _shown(status: os.stat_result, fields: str) -> str:
     values = {
         "type": _TYPES[stat.S_IFMT(status.st_mode)],
@@ -291,6 +305,8 @@ def _shown(status: os.stat_result, fields: str) -> str:
         "minor": os.minor(status.st_rdev),
         "atime": status.st_atime_ns // 10**9,
         "mtime": status.st_mtime_ns // 10**9,
+        "atime_ns": status.st_atime_ns % 10**9,
+        "mtime_ns": status.st_mtime_ns % 10**9,
     }
     return ",".join(str(values[field]) for field in fields.split(","))
 

@@ -43,6 +43,23 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         raise OSError(code, os.strerror(code))
 
 
+class _Timespec(ctypes.Structure):
+    _fields_ = [("sec", ctypes.c_long), ("nsec", ctypes.c_long)]
+
+
+_UTIME = {"now": (1 << 30) - 1, "omit": (1 << 30) - 2}
+
+
+def utimensat(path: Path | str, atime: str | int, mtime: str | int) -> None:
+    """utimensat(2) with times in nanoseconds, ``now`` or ``omit``; raises OSError."""
+    times = (_Timespec * 2)()
+    for i, value in enumerate((atime, mtime)):
+        times[i] = (0, _UTIME[value]) if isinstance(value, str) else divmod(value, 10**9)
+    if _libc.utimensat(-100, os.fsencode(path), times, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(path))
+
+
 def rss_bytes(path: Path, pid: int | str = "self") -> int:
     """Rss of the mappings of *path* in a process, after /proc/PID/smaps."""
     total_kb, ours, seen = 0, False, False
