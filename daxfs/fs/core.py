@@ -47,6 +47,7 @@ class Options(NamedTuple):
     dax: DaxMode = "always"
     atime: AtimeMode = "relatime"
     enable_acl: bool = False
+    diratime: bool = True
 
 
 class Operation:

@@ -128,6 +128,8 @@ class FileOperations(XattrOperations):
         policy = self.options.atime
         if self.read_only or policy == "noatime":
             return False
+        if inode.is_dir and not self.options.diratime:
+            return False
         if policy == "strictatime" or inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns):
             return True
         return self.now_ns() - inode.atime_ns >= RELATIME_NS

@@ -80,6 +80,7 @@ class FileSystem(NameOperations, SpaceOperations):
         dax: DaxMode = "always",
         atime: AtimeMode = "relatime",
         enable_acl: bool = False,
+        diratime: bool = True,
         discard: bool = True,
         on_change: OnChange | None = None,
     ) -> "FileSystem":
@@ -107,7 +108,7 @@ class FileSystem(NameOperations, SpaceOperations):
             Journal(persist, sb),
             BlockAllocator(sb, usage.blocks, image.discard if discard else None),
             InodeAllocator(sb, usage.inodes),
-            Options(dax, atime, enable_acl),
+            Options(dax, atime, enable_acl, diratime),
             Trace(),
             on_change,
         )

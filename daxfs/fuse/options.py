@@ -38,6 +38,8 @@ _IGNORED: Final = frozenset(
         "nouser",
     }
     | {"users", "nousers", "owner", "noowner", "group", "nogroup"}
+    | {"user_xattr", "norelatime", "lazytime", "nolazytime", "silent", "loud"}
+    | {"iversion", "noiversion"}
 )
 
 # What the kernel shows of a mount, and mount(8) therefore repeats to remount it.
@@ -63,6 +65,8 @@ class MountOptions:
     discard: bool = True
     """Whether freed blocks are given back to the host."""
     atime: AtimeMode = "relatime"
+    diratime: bool = True
+    """Whether reading a directory may set its access time."""
     errors: ErrorsMode = "continue"
     enable_acl: bool = False
     kernel_flags: tuple[str, ...] = field(default=())
@@ -110,7 +114,13 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "noatime": {"atime": "noatime"},
     "relatime": {"atime": "relatime"},
     "strictatime": {"atime": "strictatime"},
+    "atime": {"atime": "relatime"},
+    "nostrictatime": {"atime": "relatime"},
+    "diratime": {"diratime": True},
+    "nodiratime": {"diratime": False},
     "enable_acl": {"enable_acl": True},
+    "acl": {"enable_acl": True},
+    "noacl": {"enable_acl": False},
     "dax": {"dax": "always"},
 }
 _VALUES: Final[dict[str, Callable[[str], dict[str, Any]]]] = {
@@ -135,8 +145,9 @@ OPTIONS_HELP: Final = (
      "(default) goes by the filesystem that holds the image"),
     ("discard, nodiscard", "give freed blocks back to the host (default), or keep them"),
     ("relatime, noatime, strictatime", "when reading sets the access time (relatime)"),
+    ("nodiratime", "never the access time of directories"),
     ("errors=continue|remount-ro", "whether damage found in the image makes the mount read-only"),
-    ("enable_acl", "POSIX access control lists"),
+    ("enable_acl, acl", "POSIX access control lists"),
     ("[no]suid, [no]dev, [no]exec, sync, dirsync", "as in mount(8); nosuid,nodev is the default"),
 )  # fmt: skip
 """Each option and what it does, for ``daxfs mount --help``."""

@@ -89,6 +89,7 @@ def run(
                 dax=options.dax,
                 atime=options.atime,
                 enable_acl=options.enable_acl,
+                diratime=options.diratime,
                 discard=options.discard,
                 on_change=on_change,
             )

@@ -219,6 +219,16 @@ def test_noatime_never_and_strictatime_always_writes(make_box: type[FsBox]) -> N
         assert (bytes(box.image.mem) != image) == updated
 
 
+def test_nodiratime_is_about_directories_alone(make_box: type[FsBox]) -> None:
+    fs = make_box(atime="strictatime", diratime=False).fs
+    file = fs.create(fs.root, b"f", 0o600, ROOT)
+    before = fs.root.atime_ns, file.atime_ns
+    list(fs.readdir(fs.root))
+    fs.read(file, 0, 1)
+    assert fs.root.atime_ns == before[0]
+    assert file.atime_ns > before[1]
+
+
 @pytest.mark.parametrize(
     ("option", "plain", "flagged"),
     [("always", True, True), ("never", False, False), ("inode", False, True)],

@@ -15,7 +15,7 @@ def test_no_options_are_the_defaults() -> None:
 def test_each_option_sets_its_field() -> None:
     options = parse_options(
         "dax=inode,ro,allow_other,hole_cache=16M,readahead=256K,poll=0,persist=msync,nodiscard,"
-        "strictatime,errors=remount-ro,enable_acl,noexec"
+        "strictatime,nodiratime,errors=remount-ro,enable_acl,noexec"
     )
     assert options == MountOptions(
         dax="inode",
@@ -27,6 +27,7 @@ def test_each_option_sets_its_field() -> None:
         persist="msync",
         discard=False,
         atime="strictatime",
+        diratime=False,
         errors="remount-ro",
         enable_acl=True,
         kernel_flags=("noexec",),
@@ -44,6 +45,14 @@ def test_later_options_win() -> None:
 def test_what_fstab_and_systemd_add_is_accepted() -> None:
     text = "defaults,noauto,nofail,_netdev,user,x-systemd.automount,x-gvfs-show,comment=hello"
     assert parse_options(text) == MountOptions()
+
+
+def test_words_of_mount_and_of_other_filesystems_are_known() -> None:
+    assert parse_options("acl,user_xattr") == parse_options("enable_acl")
+    assert parse_options("acl,noacl") == MountOptions()
+    assert parse_options("noatime,atime,nodiratime,diratime") == MountOptions()
+    assert parse_options("strictatime,nostrictatime,norelatime") == MountOptions()
+    assert parse_options("lazytime,nolazytime,silent,loud,iversion,noiversion") == MountOptions()
 
 
 def test_what_mount_repeats_of_a_mount_that_it_remounts_is_accepted() -> None:
