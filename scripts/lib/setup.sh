@@ -85,7 +85,7 @@ daxfs_setup() {
     want=$( (
         printf '%s\n' "$root"
         cd "$root"
-        cat pyproject.toml daxfs/fuse/_lowlevel.c scripts/lib/setup.sh
+        cat pyproject.toml daxfs/fuse/_lowlevel.c scripts/lib/{setup.sh,build_backend.py}
     ) | sha256sum)
     if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && "$venv/bin/python" -c '' 2>/dev/null; then
         return
