@@ -86,7 +86,7 @@ class Operations(pyfuse3.Operations):
         self._fs = fs
         self._trace = fs.trace
         self._evictor = evictor
-        self._pages = Pages(fs, lowlevel.invalidate, keeps_sizes=self.enable_writeback_cache)
+        self.pages = Pages(fs, lowlevel.invalidate, keeps_sizes=self.enable_writeback_cache)
         self._poller = poller
         self._control = control_path.encode()
         self._remount_ro = options.errors == "remount-ro"
@@ -175,7 +175,7 @@ class Operations(pyfuse3.Operations):
             self._writable.remove(handle)
             self._evictor.closed_for_writing(inode.ino)
             if not self._evictor.is_open_for_writing(inode.ino):
-                self._pages.dropped(inode.ino)
+                self.pages.dropped(inode.ino)
         self._fs.release(inode)
         self._unlinked(inode)
 
@@ -414,7 +414,7 @@ class Operations(pyfuse3.Operations):
         size = target.size
         await self._run(lambda: self._fs.setattr(target, changes))
         if fields.update_size and self._evictor.is_open_for_writing(inode):
-            self._pages.truncated(target, size)
+            self.pages.truncated(target, size)
         return self._attributes(target)
 
     @handler
@@ -504,7 +504,7 @@ class Operations(pyfuse3.Operations):
         inode = self._handles[fh]
         is_cached = lowlevel.read_is_cached()
         if is_cached:
-            self._pages.dropped(inode.ino, off, off + size)
+            self.pages.dropped(inode.ino, off, off + size)
         if inode.is_dax and self._evictor.reading(size):
             self._poller.pause()
             await self._evictor.wait(inode.ino, off, off + size)
@@ -527,12 +527,12 @@ class Operations(pyfuse3.Operations):
         set_times = not self.enable_writeback_cache
         written_back = lowlevel.write_is_written_back()
         if written_back is False:
-            self._pages.dropped(inode.ino)
+            self.pages.dropped(inode.ino)
         size = inode.size
 
         def store() -> int:
             # As often as it is tried: what is to be stored may change while it waits.
-            for start, end in self._pages.outside(
+            for start, end in self.pages.outside(
                 inode.ino, off, off + len(buf), written_back=bool(written_back)
             ):
                 part = buf if end - start == len(buf) else memoryview(buf)[start - off : end - off]
@@ -543,7 +543,7 @@ class Operations(pyfuse3.Operations):
 
         written = await self._run(store)
         if written_back is False and off > size:
-            await self._pages.grown(inode, size, off)
+            await self.pages.grown(inode, size, off)
         self._poller.note(len(buf))
         return written
 
@@ -574,19 +574,19 @@ class Operations(pyfuse3.Operations):
             return length
 
         if mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE):
-            await self._pages.replace(inode, offset, change)
+            await self.pages.replace(inode, offset, change)
         else:
             size = inode.size
             await change()
             if inode.size > size:
-                await self._pages.grown(inode, size)
+                await self.pages.grown(inode, size)
 
     @handler
     async def lseek(self, fh: int, offset: int, whence: int) -> int:
         """LSEEK, of SEEK_DATA and SEEK_HOLE."""
         inode = self._handles[fh]
         if self._evictor.is_open_for_writing(inode.ino):
-            return await self._pages.seek(inode, offset, whence)
+            return await self.pages.seek(inode, offset, whence)
         return self._fs.seek(inode, offset, whence)
 
     @handler
@@ -602,7 +602,7 @@ class Operations(pyfuse3.Operations):
                 lambda: self._fs.copy_range(source, offset_in, target, offset_out, length)
             )
 
-        return await self._pages.replace(target, offset_out, copy)
+        return await self.pages.replace(target, offset_out, copy)
 
     @handler
     async def ioctl(self, fh: int, command: int, argument: bytes, length: int) -> bytes:

@@ -83,6 +83,15 @@ class Pages:
             self._invalidate, [(ino, start, end)], abandon_on_cancel=True, limiter=self._threads
         )
 
+    async def close(self) -> None:
+        """Take nothing back any more, and wait for the threads that do.
+
+        To be called before the event loop ends: afterwards nobody answers the WRITE that such a
+        thread may wait for, and it would never end, nor would the process.
+        """
+        for _ in range(THREADS_MAX):
+            await self._threads.acquire_on_behalf_of(object())
+
     async def replace(
         self, inode: Inode, start: int, operation: Callable[[], Awaitable[int]]
     ) -> int:

@@ -233,7 +233,7 @@ class Session:
             nursery.start_soon(server.serve, answers)
             nursery.start_soon(self._housekeeping)
             nursery.start_soon(self._started, entry, operations, ready)
-            await nursery.start(self._signals, entry)
+            await nursery.start(self._signals, entry, operations)
             await nursery.start(requests.run)
             try:
                 with self._poller.installed():
@@ -261,7 +261,10 @@ class Session:
     # --- the end ----------------------------------------------------------------------------------
 
     async def _signals(
-        self, entry: MountEntry, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        entry: MountEntry,
+        operations: Operations,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             task_status.started()
@@ -273,10 +276,10 @@ class Session:
                         pyfuse3.terminate()
                     else:
                         log.info("%s: unmounting", signal.Signals(number).name)
-                        nursery.start_soon(self._unmount_by_signal, entry)
+                        nursery.start_soon(self._unmount_by_signal, entry, operations)
                     asked = True
 
-    async def _unmount_by_signal(self, entry: MountEntry) -> None:
+    async def _unmount_by_signal(self, entry: MountEntry, operations: Operations) -> None:
         """Unmount while the event loop goes on to serve what the kernel still has to write."""
         await self.evictor.close()
         for place in reversed(same_filesystem(entry)):
@@ -291,11 +294,13 @@ class Session:
                     await trio.run_process(["sync", "-f", place.mountpoint], check=False)
                 with contextlib.suppress(OSError):
                     await trio.to_thread.run_sync(_detach, place, True, abandon_on_cancel=True)
-                pyfuse3.terminate()
-                return
-        # Another mount namespace may still hold it.
+                break
+        else:
+            # Another mount namespace may still hold it.
+            with trio.move_on_after(END_SECONDS):
+                await self._ended.wait()
         with trio.move_on_after(END_SECONDS):
-            await self._ended.wait()
+            await operations.pages.close()
         pyfuse3.terminate()
 
     def _leave(self, entry: MountEntry) -> None:

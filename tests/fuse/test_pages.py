@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import trio
+import trio.testing
 from fsbox import FsBox
 
 from daxfs.errors import FsError
@@ -291,3 +292,28 @@ def test_a_kernel_that_keeps_sizes_may_have_data_behind_the_end(box: FsBox) -> N
     pages.truncated(file, 100)
     assert pages.outside(file.ino, 0, P, written_back=True) == [(0, P)]
     assert len(kernel.taken) == 1
+
+
+def test_the_end_waits_for_what_is_being_taken_back_and_lets_nothing_more_be(box: FsBox) -> None:
+    kernel = Kernel(box)
+    _grown(box, kernel.file, 8 * P, lambda page: True)
+    kernel.dirty = {3}
+    taken: list[bool] = []
+
+    async def punch() -> int:
+        box.fs.fallocate(kernel.file, 3, 0, 8 * P)
+        return 8 * P
+
+    async def end() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.pages.replace, kernel.file, 0, punch)
+            await trio.testing.wait_all_tasks_blocked()
+            await kernel.pages.close()
+            taken.append(not kernel.dirty)
+            nursery.start_soon(kernel.pages.take_back, kernel.file.ino, 0, 8 * P)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+
+    trio.run(end)
+    assert taken == [True]
+    assert kernel.taken == [(0, 8 * P)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,42 @@ def test_signal_ends_a_busy_mount_and_keeps_what_was_stored(make_mount: MakeMoun
         os.close(fd)
     mount.start()
     assert (mount.path / "f").read_bytes()[4096 * 7] == 77
+
+
+_STORE = """
+import mmap, os, sys
+memory = mmap.mmap(os.open(sys.argv[1], os.O_RDWR), 4 << 20)
+print("go", flush=True)
+while True:
+    for at in range(0, 4 << 20, 4096):
+        memory[at] = 1
+"""
+
+_PUNCH = """
+import ctypes, os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+print("go", flush=True)
+while ctypes.CDLL(None).fallocate(fd, 3, ctypes.c_long(0), ctypes.c_long(4 << 20)) == 0:
+    pass
+"""
+
+
+def test_signal_ends_a_mount_whose_files_are_stored_to_and_punched(make_mount: MakeMount) -> None:
+    """The daemon's threads that wait for a WRITE have it served before the event loop ends."""
+    mount = make_mount(size="128M")
+    with ExitStack() as programs:
+        for number in range(4):
+            file = mount.path / f"f{number}"
+            file.touch()
+            os.truncate(file, 4 << 20)
+            for code in (_STORE, _PUNCH):
+                argv = [sys.executable, "-c", code, file]
+                program = programs.enter_context(background(argv))
+                assert program.stdout is not None
+                assert program.stdout.readline() == "go\n"
+        time.sleep(0.5)
+        mount.signal(signal.SIGTERM)
+        mount.wait_stopped()
 
 
 def test_aborted_connection_ends_cleanly(
