@@ -10,7 +10,8 @@
  *   fuse_session_receive_buf  never blocks: a request that vanished between epoll and read (its
  *                             program was killed) would otherwise stop the whole event loop; and
  *                             makes COPY_FILE_RANGE_64 a request that libfuse knows
- *   fuse_session_destroy      forgets the session pointer, after the last use of it has ended
+ *   fuse_session_destroy      forgets the session pointer, after the last use of it has ended; a
+ *                             use that does not end in time keeps the session until the process ends
  *
  * Invariants: `session` is read and used under the read side of `session_lock` and changed under the
  * write side, so that a session is never used after it was destroyed.  The lock is never taken by a
@@ -38,6 +39,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #if __has_include(<fuse_lowlevel.h>)
 #include <fuse_lowlevel.h>
@@ -179,14 +181,16 @@ static PyObject *new_request(fuse_req_t req)
  * printed, and the end of the capsule in *arguments* answers. */
 static void call_handler(PyObject *arguments)
 {
+	PyObject *handler = Py_XNewRef(request_handler); /* which may itself call configure() */
 	PyObject *result = NULL;
 
-	if (arguments && request_handler)
-		result = PyObject_CallObject(request_handler, arguments);
+	if (arguments && handler)
+		result = PyObject_CallObject(handler, arguments);
 	if (PyErr_Occurred())
-		PyErr_WriteUnraisable(request_handler);
+		PyErr_WriteUnraisable(handler);
 	Py_XDECREF(result);
 	Py_XDECREF(arguments);
+	Py_XDECREF(handler);
 }
 
 static void companion_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
@@ -332,11 +336,22 @@ int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 	return result == -EAGAIN ? -EINTR : result;
 }
 
+/* How long the end of a session waits for a thread that takes pages back. */
+#define DESTROY_SECONDS 5
+
 void fuse_session_destroy(struct fuse_session *se)
 {
 	void (*real_destroy)(struct fuse_session *) = real_function("fuse_session_destroy");
+	struct timespec until;
 
-	pthread_rwlock_wrlock(&session_lock);
+	/*
+	 * A thread may wait for a WRITE that nobody serves any more; without the right to abort the
+	 * connection nothing ends that.  The session then ends with the process.
+	 */
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += DESTROY_SECONDS;
+	if (pthread_rwlock_timedwrlock(&session_lock, &until))
+		return;
 	if (session == se)
 		session = NULL;
 	pthread_rwlock_unlock(&session_lock);
@@ -510,16 +525,16 @@ struct run {
 	long long end;
 };
 
-/* The runs in *list*, which the caller frees; NULL with an exception set if it is not such a list. */
-static struct run *parse_runs(PyObject *list)
+/* The runs in *items*, which the caller frees; NULL with an exception set if they are none. */
+static struct run *parse_runs(PyObject *items)
 {
-	Py_ssize_t i, count = PyList_GET_SIZE(list);
+	Py_ssize_t i, count = PyTuple_GET_SIZE(items);
 	struct run *runs = PyMem_RawCalloc(count ? count : 1, sizeof(*runs));
 
 	if (!runs)
 		return (struct run *)PyErr_NoMemory();
 	for (i = 0; i < count; i++) {
-		PyObject *item = PyList_GET_ITEM(list, i);
+		PyObject *item = PyTuple_GET_ITEM(items, i);
 		struct run *run = &runs[i];
 
 		if (!PyTuple_Check(item)) {
@@ -542,7 +557,7 @@ fail:
 
 static PyObject *invalidate(PyObject *module, PyObject *args)
 {
-	PyObject *list;
+	PyObject *list, *items;
 	Py_ssize_t i, count;
 	struct run *runs;
 	long long done = 0;
@@ -551,8 +566,13 @@ static PyObject *invalidate(PyObject *module, PyObject *args)
 	(void)module;
 	if (!PyArg_ParseTuple(args, "O!:invalidate", &PyList_Type, &list))
 		return NULL;
-	count = PyList_GET_SIZE(list);
-	runs = parse_runs(list);
+	/* What is no int can change the list while it is made one; it cannot change the copy. */
+	items = PyList_AsTuple(list);
+	if (!items)
+		return NULL;
+	count = PyTuple_GET_SIZE(items);
+	runs = parse_runs(items);
+	Py_DECREF(items);
 	if (!runs)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS

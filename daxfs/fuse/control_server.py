@@ -93,7 +93,7 @@ class Answers:
             "uptime_seconds": time.monotonic() - self._start,
             "dax": self._options.dax,
             "read_only": fs.read_only,
-            "range_eviction": lowlevel.missing() is None,
+            "range_eviction": lowlevel.takes_ranges(),
             "block_size": BLOCK_SIZE,
             "blocks": {"total": fs.blocks.total, "used": fs.blocks.used, "free": fs.blocks.free},
             "inodes": {

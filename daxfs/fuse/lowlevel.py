@@ -10,27 +10,32 @@ whole file at a time.
 """
 
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Callable
 from types import ModuleType
 
+_NAME = "daxfs.fuse._lowlevel"
 
-def _load() -> ModuleType | None:
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension, or None and why."""
     if "pyfuse3" in sys.modules:
-        return None
+        return None, f"pyfuse3 was loaded before the extension {_NAME}"
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
     try:
-        from daxfs.fuse import _lowlevel  # type: ignore[attr-defined]
-    except ImportError:
-        return None
+        return importlib.import_module(_NAME), ""
+    except ModuleNotFoundError:
+        return None, f"the extension {_NAME} was not built"
+    except ImportError as error:  # it was built with another libfuse, or for another Python
+        return None, f"the extension {_NAME} cannot be loaded ({error})"
     finally:
         sys.setdlopenflags(flags)
-    return _lowlevel  # type: ignore[no-any-return]
 
 
-_extension = _load()
+_extension, _why_not = _load()
 
 import pyfuse3  # noqa: E402  (only now may libfuse's functions be looked up)
 
@@ -47,6 +52,7 @@ __all__ = [
     "read_is_cached",
     "reply",
     "reply_error",
+    "takes_ranges",
     "write_is_written_back",
 ]
 
@@ -102,14 +108,19 @@ def reply_error(request: Request, code: int) -> None:
 def missing() -> str | None:
     """After ``pyfuse3.init``: what this mount has to do without, in one line, or None."""
     if _extension is None:
-        reason = "the extension daxfs.fuse._lowlevel was not built, or pyfuse3 was loaded before it"
+        reason = _why_not
     elif not _extension.has_session():
-        reason = "pyfuse3 did not call the extension daxfs.fuse._lowlevel"
+        reason = f"pyfuse3 did not call the extension {_NAME}"
     elif not _extension.has_operations():
         return "pyfuse3's libfuse is too old for fallocate, lseek, copy_file_range and ioctl"
     else:
         return None
     return f"{reason}: {_MISSING}"
+
+
+def takes_ranges() -> bool:
+    """After ``pyfuse3.init``: whether ``invalidate`` takes ranges, and not whole files."""
+    return _extension is not None and bool(_extension.has_session())
 
 
 def invalidate(runs: list[Run]) -> tuple[int, int]:
@@ -119,7 +130,7 @@ def invalidate(runs: list[Run]) -> tuple[int, int]:
     many bytes the kernel holds no more (it may have forgotten the inode: ENOENT), and the errno of
     what failed last, or 0; ENOTCONN or ENODEV: the mount is gone.
     """
-    if _extension is not None and _extension.has_session():
+    if _extension is not None and takes_ranges():
         done, error = _extension.invalidate(runs)
         return int(done), int(error)
     gone: dict[int, int] = {}

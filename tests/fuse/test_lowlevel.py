@@ -2,6 +2,7 @@
 
 import datetime
 import errno
+import sys
 
 import pytest
 
@@ -33,6 +34,24 @@ def test_anything_but_a_list_of_runs_is_refused(runs: object) -> None:
         lowlevel._extension.invalidate(runs)
 
 
+class _Changing:
+    """A number that empties the list it is in."""
+
+    def __init__(self, runs: list[object]) -> None:
+        self._runs = runs
+
+    def __index__(self) -> int:
+        self._runs.clear()
+        return 1
+
+
+def test_a_list_may_change_while_it_is_read() -> None:
+    runs: list[object] = []
+    runs.extend([(1, _Changing(runs), 4096), (1, 0, 4096)])
+    assert lowlevel._extension.invalidate(runs) == (0, errno.ENOTCONN)
+    assert runs == []
+
+
 @pytest.mark.parametrize("reply", ["reply_err", "reply_lseek", "reply_write", "reply_ioctl"])
 def test_only_a_request_is_answered(reply: str) -> None:
     result = b"" if reply == "reply_ioctl" else 0
@@ -46,3 +65,24 @@ def test_a_handler_must_be_callable() -> None:
         lowlevel._extension.configure(4096, 1)
     lowlevel._extension.configure(4096, None)
     assert not lowlevel._extension.has_operations()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ModuleNotFoundError(), "was not built"),
+        (ImportError("undefined symbol: f"), "cannot be loaded (undefined symbol: f)"),
+    ],
+)
+def test_why_it_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, error: ImportError, said: str
+) -> None:
+    def fail(name: str) -> None:
+        raise error
+
+    monkeypatch.delitem(sys.modules, "pyfuse3")
+    monkeypatch.setattr("importlib.import_module", fail)
+    module, reason = lowlevel._load()
+    assert module is None
+    assert reason.endswith(said)
+    assert "\n" not in reason

@@ -6,7 +6,9 @@ import mmap
 import os
 import platform
 import shutil
+import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -14,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import broken_requests
 import daxmount
 import pytest
 from daxmount import NOBODY, DaxMount, background, run
@@ -27,6 +30,8 @@ from syscalls import (
     opened,
     rss_bytes,
 )
+
+from daxfs.fuse.control import Client
 
 pytestmark = pytest.mark.mount
 
@@ -605,35 +610,91 @@ def test_a_request_is_answered_whatever_its_handler_does(broken: DaxMount) -> No
             fallocate(fd, 0, 0, PAGE)
         with _error(errno.EIO):  # the answer is none
             fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))
+        with _error(errno.EIO):  # there is no answer
+            fcntl.ioctl(fd, broken_requests.DROP)
+        fcntl.ioctl(fd, broken_requests.RECONFIGURE)
+        with _error(errno.EIO):
+            os.lseek(fd, 0, os.SEEK_DATA)
         assert os.pread(fd, PAGE, 0) == b"x" * PAGE
-    assert "this handler fails" in broken.log()
+    assert broken.log().count("RuntimeError: this handler fails") == 2
     assert "answered already: refused" in broken.log()
     broken.stop()
 
 
-def test_a_session_ends_before_its_requests_are_answered(
-    broken: DaxMount, as_root: None, fuse_control: daxmount.Control
-) -> None:
-    code = (
-        "import os, sys; fd = os.open(sys.argv[1], os.O_RDWR); "
-        "os.copy_file_range(fd, fd, 4096, 0, 4096)"
-    )
-    path = broken.path / "f"
+def test_arguments_and_answers_of_ioctl_have_any_length(broken: DaxMount) -> None:
+    with _file(broken.path / "f") as fd:
+        with _error(errno.EIO):  # the kernel takes no more than it asked for
+            fcntl.ioctl(fd, broken_requests.LONG, b"a" * 16)
+        assert fcntl.ioctl(fd, broken_requests.SHORT, b"abcd" * 4) == b"abcd" * 4
+        large = bytearray(os.urandom(16383))
+        kept = bytes(large)
+        assert fcntl.ioctl(fd, broken_requests.ECHO, large) == 0
+        assert large == kept
+        assert fcntl.ioctl(fd, broken_requests.NOTHING) == 0
+    broken.stop()
+
+
+_COPY = """
+import os, signal, sys
+signal.signal(signal.SIGALRM, lambda *_: print("alarm", flush=True))
+fd = os.open(sys.argv[1], os.O_RDWR)
+print(os.copy_file_range(fd, fd, int(sys.argv[2]), 0, 4096), flush=True)
+"""
+
+
+@contextmanager
+def _kept_copy(broken: DaxMount, length: int) -> "Iterator[subprocess.Popen[str]]":
+    """A program whose copy_file_range waits for its answer."""
+    path = broken.path / f"f{length}"
     path.write_bytes(b"x" * PAGE)
+    before = broken.log().count("kept")
+    with background([sys.executable, "-c", _COPY, path, str(length)]) as client:
+        deadline = time.monotonic() + 20
+        while broken.log().count("kept") == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield client
+
+
+def test_a_signal_to_a_program_whose_request_waits(broken: DaxMount) -> None:
+    with opened(broken.path, os.O_RDONLY) as fd:
+        with _kept_copy(broken, 77) as client:
+            client.send_signal(signal.SIGALRM)
+            time.sleep(0.2)  # for the INTERRUPT, which is older than what follows
+            fcntl.ioctl(fd, broken_requests.ANSWER_KEPT)
+            said, _ = client.communicate(timeout=20)
+            assert sorted(said.split()) == ["77", "alarm"]
+        with _kept_copy(broken, 78) as client:
+            client.kill()
+            fcntl.ioctl(fd, broken_requests.ANSWER_KEPT)
+            assert client.wait(20) == -signal.SIGKILL
+    broken.stop()
+
+
+@pytest.mark.parametrize("end", ["abort", "umount", "signal"])
+def test_a_session_ends_before_its_requests_are_answered(
+    broken: DaxMount, as_root: None, fuse_control: daxmount.Control, end: str
+) -> None:
     minor = daxmount.mount_minor(broken.path)
     assert minor is not None
     abort = fuse_control.abort_file(minor)
     if abort is None:
         pytest.skip("there is no fusectl")
-    with background([sys.executable, "-c", code, path]) as client:
-        deadline = time.monotonic() + 20
-        while "kept" not in broken.log():
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        abort.write_text("1")
-        _, complaint = client.communicate(timeout=20)
-        assert "ConnectionAbortedError" in complaint or "OSError" in complaint
-    broken.wait_stopped()
+    with (
+        _kept_copy(broken, broken_requests.LATE) as client,
+        _kept_copy(broken, broken_requests.LATE + 1) as another,
+    ):
+        if end == "abort":
+            abort.write_text("1")
+        elif end == "umount":
+            run(["umount", "--force", "--lazy", broken.path])
+        else:
+            broken.signal(signal.SIGTERM)
+        broken.wait_stopped()
+        for program in (client, another):
+            _, complaint = program.communicate(timeout=20)
+            assert "Error: [Errno" in complaint
+    assert broken.log().count("answered late") == 1
 
 
 def test_without_the_extension_a_mount_says_so_once(
@@ -662,3 +723,41 @@ def test_without_the_extension_a_mount_says_so_once(
         assert os.pread(fd, 9 * PAGE, PAGE) == (
             b"x" * 100 + bytes(2 * PAGE - 100) + b"x" + bytes(2 * PAGE - 1) + b"x" * PAGE
         )
+
+
+_OLD_LIBFUSE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stddef.h>
+void *fuse_session_new(void *args, const void *operations, size_t size, void *data)
+{
+	void *(*next)(void *, const void *, size_t, void *) = dlsym(RTLD_NEXT, "fuse_session_new");
+	return next(args, operations, size - sizeof(void *), data); /* lseek is the last */
+}
+"""
+
+
+def test_with_the_table_of_an_old_libfuse_a_mount_says_so_once(
+    make_mount: MakeMount, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no gcc")
+    (tmp_path / "old.c").write_text(_OLD_LIBFUSE)
+    library = tmp_path / "old.so"
+    run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "old.c"])
+    monkeypatch.setattr(
+        daxmount, "COMMAND", ["env", f"LD_PRELOAD={library}", sys.executable, "-m", "daxfs"]
+    )
+    mount = make_mount(start=False)
+    mount.start()
+    mount.expect_log("libfuse is too old")
+    assert mount.log().count("libfuse is too old") == 1
+    with _file(mount.path / "f", b"x" * PAGE) as fd:
+        with _error(errno.EOPNOTSUPP):
+            fallocate(fd, 0, 0, PAGE)
+        with _error(errno.ENOTTY):
+            fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))
+        assert os.lseek(fd, 0, os.SEEK_HOLE) == PAGE
+        assert os.copy_file_range(fd, fd, 100, 0, PAGE) == 100
+    with Client(str(mount.path)) as client:
+        assert client.request("stat")["range_eviction"] is True

@@ -61,6 +61,7 @@ def test_nothing_is_found(tmp_path: Path, library: str) -> None:
         "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": library,
         "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+        "PYTHONMALLOC": "malloc",  # so that what Python allocates is watched too
     }
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
