@@ -43,10 +43,12 @@ print(getattr(sys, "_base_executable", sys.executable) if sys.version_info >= (3
 
 # missing_packages TEST|RUN: the Debian packages of the tools that are not here, one a line.
 missing_packages() {
-    local entry
+    local entry PATH=$PATH:/usr/sbin # where Debian keeps xfs_io, also off the PATH of users
     local wanted="fusermount3:fuse3 pkg-config:pkg-config gcc:gcc fio:fio"
     if [ "$1" = test ]; then
         wanted+=" setfattr:attr setfacl:acl sqlite3:sqlite3 git:git rsync:rsync make:make tar:tar"
+        wanted+=" xfs_io:xfsprogs lsattr:e2fsprogs stress-ng:stress-ng"
+        compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || wanted+=" initdb:postgresql"
     fi
     for entry in $wanted; do
         command -v "${entry%%:*}" >/dev/null || printf '%s\n' "${entry#*:}"
@@ -73,8 +75,17 @@ install_packages() {
     command -v apt-get >/dev/null || die "no apt-get here; install by hand: $*"
     say "setup: installing $*"
     quietly "apt-get update" "${as_root[@]}" apt-get update
-    quietly "apt-get install" "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y --no-install-recommends "$@"
+    # Meanwhile a setting keeps postgresql from making and starting a cluster of the system.
+    # shellcheck disable=SC2016 # expanded by the inner shell
+    quietly "apt-get install" "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c '
+        set -e
+        setting=/etc/postgresql-common/createcluster.d/daxfs-tests.conf
+        case " $* " in *" postgresql "*)
+            trap "rm -f $setting" EXIT
+            mkdir -p "${setting%/*}"
+            echo "create_main_cluster = false" >"$setting" ;;
+        esac
+        apt-get install -y --no-install-recommends "$@"' sh "$@"
 }
 
 # daxfs_setup EXTRA: make .venv hold daxfs with the extra (dev for the tests, plot for the demo).
