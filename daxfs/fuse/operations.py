@@ -593,9 +593,18 @@ class Operations(pyfuse3.Operations):
     async def copy_file_range(
         self, fh_in: int, offset_in: int, fh_out: int, offset_out: int, length: int
     ) -> int:
-        """COPY_FILE_RANGE; the kernel has written the pages of both ranges."""
+        """COPY_FILE_RANGE; the kernel has written the pages of both ranges.
+
+        EOPNOTSUPP: the kernel is to copy itself.
+        """
         source = self._handles[fh_in]
         target = self._handles[fh_out]
+        length = min(length, source.size - offset_in)
+        if length <= 0:
+            return 0
+        length = self.pages.copied(target, offset_out, length)
+        if not length:
+            raise FsError(errno.EOPNOTSUPP)
 
         async def copy() -> int:
             return await self._run(

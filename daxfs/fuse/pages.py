@@ -26,7 +26,7 @@ from daxfs.fs.inode import Inode
 from daxfs.fs.super import FileSystem
 from daxfs.fuse.evictor import Invalidate
 from daxfs.ondisk.layout import FILE_SIZE_MAX
-from daxfs.units import PAGE_SIZE, PMD_SIZE, align_up
+from daxfs.units import PAGE_SIZE, PMD_SIZE, align_down, align_up
 
 THREADS_MAX: Final = 16
 """Ranges that are taken back at a time."""
@@ -110,6 +110,18 @@ class Pages:
             first = min(start, size) if grows else start
             await self._discard(_Guard(inode.ino, first, start + count))
         return count
+
+    @staticmethod
+    def copied(inode: Inode, start: int, length: int) -> int:
+        """How many of *length* bytes a COPY_FILE_RANGE to byte *start* of *inode* may fill.
+
+        After the answer the kernel drops all pages that were filled, also those at the edges with
+        what programs have stored beside the range meanwhile. So only whole pages are filled, and
+        the last one of the file; to the rest the kernel, told EOPNOTSUPP, writes.
+        """
+        if start % PAGE_SIZE:
+            return 0
+        return length if start + length >= inode.size else align_down(length, PAGE_SIZE)
 
     async def grown(self, inode: Inode, size: int, filled: int = FILE_SIZE_MAX) -> None:
         """Have zeroes seen in the last page of a file that was *size* bytes large.

@@ -216,6 +216,28 @@ def test_a_copy_behind_the_end_discards_what_is_stored_before_it(box: FsBox) -> 
     assert kernel.stored == [[(0, 100)], [(P + 200, 2 * P)]]
 
 
+@pytest.mark.parametrize(
+    ("start", "length", "filled"),
+    [
+        (0, P, P),
+        (0, 3 * P + 5, 3 * P),
+        (5 * P, 10, 0),
+        (1, 9 * P, 0),
+        (P, 9 * P + 100, 9 * P + 100),
+        (P, 9 * P + 99, 9 * P),
+        (10 * P, 100, 100),
+        (10 * P, 5, 0),
+        (20 * P, 5, 5),
+    ],
+)
+def test_a_copy_fills_whole_pages_and_the_end_of_the_file(
+    box: FsBox, start: int, length: int, filled: int
+) -> None:
+    file = box.file(b"f")
+    box.fs.setattr(file, AttrChanges(size=10 * P + 100))
+    assert Pages.copied(file, start, length) == filled
+
+
 def test_no_write_waits_for_pages_where_many_wait_already(box: FsBox) -> None:
     kernel = Kernel(box)
     box.fs.write(kernel.file, 0, b"x" * 100)

@@ -268,7 +268,7 @@ class Exerciser:
     def _do_store_behind_end(self, offset: int, length: int, number: int) -> None:
         """Store into the rest of the last page, and sync: a longer file must not show that.
 
-        Without the sync it does, also on tmpfs: the kernel takes the page as it is.
+        Without the sync it may: see the limits in README.md.
         """
         assert self._map is not None
         rest = -self._size % PAGE
@@ -402,7 +402,7 @@ class Exerciser:
     def _copied(self, offset: int, target: int, length: int) -> None:
         end = target + length
         self._model[target:end] = self._model[offset : offset + length]
-        aligned = (target - offset) % PAGE == 0
+        aligned = target % PAGE == offset % PAGE == 0
         first, last = target // PAGE, -(-end // PAGE)
         for page in range(first, last):
             source = self._pages[page + (offset - target) // PAGE] if aligned else ANY
