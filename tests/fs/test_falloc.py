@@ -650,8 +650,13 @@ def test_a_copy_that_does_not_fit_is_short_and_the_next_one_fails(box: FsBox) ->
     fails(errno.ENOSPC, lambda: box.fs.copy_range(source, done, target, 50 * PAGE, PAGE))
 
 
-def test_copying_sets_the_times_of_the_target_and_the_atime_of_the_source(box: FsBox) -> None:
+@pytest.mark.parametrize("hole", [False, True], ids=["data", "hole"])
+def test_copying_sets_the_times_of_the_target_and_the_atime_of_the_source(
+    box: FsBox, hole: bool
+) -> None:
     source, target = box.file(b"s", b"x"), box.file(b"t")
+    if hole:
+        box.fs.fallocate(source, PUNCH, 0, PAGE)
     for file in (source, target):
         box.fs.setattr(file, AttrChanges(atime_ns=5, mtime_ns=6, ctime_ns=6))
     now = box.fs.now_ns()
@@ -685,3 +690,23 @@ def test_a_locked_page_is_told_before_anything_is_done(box: FsBox, mode: int | N
     writeback.finish()
     action()
     assert box.data(file)[:3] == b"xxx"
+
+
+@pytest.mark.parametrize("mode", [0, ZERO, None])
+def test_the_locked_page_of_the_end_is_told_before_a_long_call_has_begun(
+    box: FsBox, monkeypatch: pytest.MonkeyPatch, mode: int | None
+) -> None:
+    """The rest of that page is to be zeroed, by the last of several transactions."""
+    room = box.fs.journal.end - box.fs.journal.start
+    monkeypatch.setattr(falloc, "_LOG_BESIDES", room)
+    file, other = box.file(b"f", b"x" * 100), box.file(b"s", b"y" * 20 * PAGE)
+    box.fs.fallocate(other, PUNCH, 3 * PAGE, PAGE)
+    writeback = box.fs.fsync(file, fence=False)
+    image = bytes(box.image.mem)
+    with pytest.raises(EntryLocked):
+        if mode is None:
+            box.fs.copy_range(other, 0, file, CHUNK, 15 * PAGE)
+        else:
+            box.fs.fallocate(file, mode, CHUNK, 2 * CHUNK)
+    assert bytes(box.image.mem) == image
+    writeback.finish()
