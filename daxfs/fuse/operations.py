@@ -503,8 +503,8 @@ class Operations(pyfuse3.Operations):
         """READ; that of a hole waits when the evictor is far behind."""
         inode = self._handles[fh]
         is_cached = lowlevel.read_is_cached()
-        if is_cached:
-            self.pages.dropped(inode.ino, off, off + size)
+        # Also through a file that was opened with O_DIRECT: a mapping reads through that too.
+        self.pages.dropped(inode.ino, off, off + size)
         if inode.is_dax and self._evictor.reading(size):
             self._poller.pause()
             await self._evictor.wait(inode.ino, off, off + size)

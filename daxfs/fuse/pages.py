@@ -159,8 +159,9 @@ class Pages:
     def dropped(self, ino: int, start: int = 0, end: int = FILE_SIZE_MAX) -> None:
         """The kernel has dropped all pages of [*start*, *end*) that it held at the last SETATTR.
 
-        So it is where it reads them again, and for the whole file when a program writes, which it
-        may not beside a truncate(2), or when nobody can store to the file any more.
+        So it is where it reads them again (a direct read has what is dirty written first), and for
+        the whole file when a program writes, which it may not beside a truncate(2), or when nobody
+        can store to the file any more.
         """
         tail = self._tails.get(ino)
         if tail is not None and start < tail.end and tail.start < end:

@@ -362,11 +362,12 @@ def test_store_past_the_end_in_the_last_page_shows_zeroes_when_the_file_grows(
         assert b"!" not in os.pread(fd, 8192, 0)
 
 
-def test_no_store_is_lost_behind_the_end_that_a_truncate_moved(folder: Path) -> None:
+@pytest.mark.parametrize("flags", [0, os.O_DIRECT], ids=["", "direct"])
+def test_no_store_is_lost_behind_the_end_that_a_truncate_moved(folder: Path, flags: int) -> None:
     """By which way it comes: a mapping, write(2) of a part or of a whole page, and other files."""
     path = folder / "f"
-    with opened(path, os.O_RDWR | os.O_CREAT) as fd, opened(path) as other:
-        for step in range(300):
+    with opened(path, os.O_RDWR | os.O_CREAT | flags) as fd, opened(path) as other:
+        for step in range(150):
             os.ftruncate(fd, 0)
             os.pwrite(fd, b"x" * 100, 0)
             with mmap.mmap(fd, 100) as memory:
