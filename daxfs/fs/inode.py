@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Final
 
 from daxfs.dax.mapping import Mapping
 from daxfs.ondisk import layout
+from daxfs.ondisk.mapentry import root_height
+from daxfs.units import SECTOR_SIZE
 
 if TYPE_CHECKING:
     from daxfs.fs.dir import DirectoryIndex
@@ -151,6 +153,16 @@ class Inode:
         generation = self.generation
         self.decode(bytes(layout.INODE_SIZE))
         self.generation = generation
+
+    @property
+    def st_blocks(self) -> int:
+        """What stat(2) and du(1) tell, in units of 512 bytes.
+
+        A map of one node, which other filesystems keep in the inode, is not counted: a small file
+        takes as many blocks as it has pages with data.
+        """
+        node = self.blocks > 0 and root_height(self.map_root) == 1
+        return (self.blocks - node) * (layout.BLOCK_SIZE // SECTOR_SIZE)
 
     @property
     def is_dir(self) -> bool:

@@ -45,7 +45,7 @@ from daxfs.fuse.options import MountOptions
 from daxfs.fuse.pages import Pages
 from daxfs.fuse.poll import Poller
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
-from daxfs.units import PAGE_SIZE, SECTOR_SIZE
+from daxfs.units import PAGE_SIZE
 
 T = TypeVar("T")
 
@@ -135,7 +135,7 @@ class Operations(pyfuse3.Operations):
         entry.st_gid = inode.gid
         entry.st_rdev = inode.rdev
         entry.st_size = inode.size
-        entry.st_blocks = inode.blocks * (BLOCK_SIZE // SECTOR_SIZE)
+        entry.st_blocks = inode.st_blocks
         entry.st_blksize = BLOCK_SIZE
         entry.st_atime_ns = inode.atime_ns
         entry.st_mtime_ns = inode.mtime_ns

@@ -41,7 +41,8 @@ def _expect_truth(client: Client, fd: int, what: str) -> None:
     status = os.fstat(fd)
     truth = client.request("map", ino=status.st_ino)
     assert status.st_size == truth["size"], what
-    assert status.st_blocks == truth["blocks"] * 8, what
+    node = 0 < truth["size"] <= 2 << 20 and truth["blocks"] > 1
+    assert status.st_blocks == (truth["blocks"] - node) * 8, what
 
 
 @pytest.mark.parametrize("dax", ["always", "never", "inode"])

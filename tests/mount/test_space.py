@@ -57,10 +57,22 @@ def test_statfs_counts_blocks_and_inodes_exactly(mount: DaxMount) -> None:
     folder_blocks = mount.path.stat().st_blocks // 8
     after = os.statvfs(mount.path)
     assert before.f_ffree - after.f_ffree == 1
-    assert before.f_bfree - after.f_bfree == blocks + folder_blocks
+    node = 1  # of the map of f
+    assert before.f_bfree - after.f_bfree == blocks + node + folder_blocks
     os.unlink(mount.path / "f")
     _settled(mount.path, before.f_bfree - mount.path.stat().st_blocks // 8)
     assert os.statvfs(mount.path).f_ffree == before.f_ffree
+
+
+def test_a_small_file_takes_what_its_pages_take(mount: DaxMount) -> None:
+    with opened(mount.path / "f", os.O_CREAT | os.O_RDWR) as fd:
+        taken = []
+        for offset, pages in ((0, 1), (0, 16), (64, 16), (500, 12)):
+            os.pwrite(fd, b"x" * (pages * BLOCK), offset * BLOCK)
+            taken.append(os.fstat(fd).st_blocks * 512 // BLOCK)
+        os.ftruncate(fd, 80 * BLOCK)
+        taken.append(os.fstat(fd).st_blocks * 512 // BLOCK)
+    assert taken == [1, 16, 32, 44, 32]
 
 
 @pytest.mark.parametrize("options", ["dax=always", "dax=always,nodiscard"])
