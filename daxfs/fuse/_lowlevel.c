@@ -197,11 +197,14 @@ static void companion_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t 
 				struct fuse_file_info *fi)
 {
 	PyGILState_STATE gil = PyGILState_Ensure();
+	const struct fuse_ctx *caller = fuse_req_ctx(req);
+	unsigned int uid = caller->uid, gid = caller->gid;
+	int pid = caller->pid;
 
 	(void)ino;
-	call_handler(Py_BuildValue("sNKiLL", "fallocate", new_request(req),
+	call_handler(Py_BuildValue("sNKiLLIIi", "fallocate", new_request(req),
 				   (unsigned long long)fi->fh, mode, (long long)offset,
-				   (long long)length));
+				   (long long)length, uid, gid, pid));
 	PyGILState_Release(gil);
 }
 
@@ -364,7 +367,7 @@ PyDoc_STRVAR(configure_doc,
 "that pyfuse3 does not know, or None: then the kernel is told that there are no such operations.\n\n"
 "handler(op, request, *args) is called on the thread that serves requests, with the name of the\n"
 "operation, a capsule for the reply functions, and\n"
-"  'fallocate'        fh, mode, offset, length\n"
+"  'fallocate'        fh, mode, offset, length, uid, gid and pid of the caller\n"
 "  'lseek'            fh, offset, whence\n"
 "  'copy_file_range'  fh_in, offset_in, fh_out, offset_out, length\n"
 "  'ioctl'            fh, command, bytes of the argument, length of the answer\n"

@@ -71,7 +71,7 @@ def configure(max_readahead_bytes: int, handle: Callable[..., None] | None) -> N
     *max_readahead_bytes*: agree on at most so many with the kernel. *handle*: gets, on the event
     loop's thread, the requests that pyfuse3 does not know: ``handle(op, request, *args)`` with
 
-    - ``"fallocate"``: fh, mode, offset, length
+    - ``"fallocate"``: fh, mode, offset, length, uid, gid and pid of the caller
     - ``"lseek"``: fh, offset, whence (SEEK_DATA or SEEK_HOLE)
     - ``"copy_file_range"``: fh_in, offset_in, fh_out, offset_out, length
     - ``"ioctl"``: fh, command, its argument as bytes, the length of the answer

@@ -458,7 +458,7 @@ class Operations(pyfuse3.Operations):
         self._expect_settable(inode, name)
         target = self._fs.iget(inode)
         is_list = name == XATTR_ACCESS and bool(target.mode & stat.S_ISGID)
-        keep_sgid = not is_list or _is_in_group(ctx, target.gid)
+        keep_sgid = not is_list or _is_in_group(ctx.uid, ctx.gid, ctx.pid, target.gid)
         await self._run(lambda: self._fs.setxattr(target, name, value, keep_sgid=keep_sgid))
 
     @handler
@@ -565,9 +565,18 @@ class Operations(pyfuse3.Operations):
     # --- what pyfuse3 does not know (see ``requests``) --------------------------------------------
 
     @handler
-    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None:
-        """FALLOCATE."""
+    async def fallocate(
+        self, fh: int, mode: int, offset: int, length: int, uid: int, gid: int, pid: int
+    ) -> None:
+        """FALLOCATE, by process *pid* of user *uid*.
+
+        The kernel has taken suid away, but sgid only where the group may execute, and not, as it
+        does for its own filesystems, from every caller outside of the group.
+        """
         inode = self._handles[fh]
+        if inode.mode & stat.S_ISGID and not _is_in_group(uid, gid, pid, inode.gid):
+            changes = AttrChanges(mode=stat.S_IMODE(inode.mode) & ~stat.S_ISGID)
+            await self._run(lambda: self._fs.setattr(inode, changes))
 
         async def change() -> int:
             await self._run(lambda: self._fs.fallocate(inode, mode, offset, length))
@@ -628,12 +637,12 @@ def _are_zero_pages(buffer: Buffer) -> bool:
     return type(buffer) is memoryview and buffer.obj is ZERO.obj and len(buffer) > PAGE_SIZE
 
 
-def _is_in_group(ctx: "pyfuse3.RequestContext", gid: int) -> bool:
-    """Whether the caller is in group *gid*, or root, who is taken for one with CAP_FSETID."""
-    if ctx.uid == 0 or ctx.gid == gid:
+def _is_in_group(uid: int, gid: int, pid: int, group: int) -> bool:
+    """Whether process *pid* is in *group*, or root's, which is taken for one with CAP_FSETID."""
+    if uid == 0 or gid == group:
         return True
     try:
-        return gid in pyfuse3.get_sup_groups(ctx.pid)
+        return group in pyfuse3.get_sup_groups(pid)
     except OSError:  # it has ended, or is of another PID namespace
         return False
 

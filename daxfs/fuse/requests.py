@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 class Handlers(Protocol):
     """The handlers; each raises nothing but FUSEError (see errmap)."""
 
-    async def fallocate(self, fh: int, mode: int, offset: int, length: int) -> None: ...
+    async def fallocate(
+        self, fh: int, mode: int, offset: int, length: int, uid: int, gid: int, pid: int
+    ) -> None: ...
 
     async def lseek(self, fh: int, offset: int, whence: int) -> int: ...
 

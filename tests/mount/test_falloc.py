@@ -184,19 +184,30 @@ def test_without_space_nothing_is_changed(folder: Path, mode: int) -> None:
 
 
 @pytest.mark.parametrize("mode", [0, PUNCH, ZERO], ids=["allocate", "punch", "zero"])
-def test_fallocate_of_another_user_clears_suid(
-    shared: DaxMount, folder: Path, as_root: None, mode: int
+@pytest.mark.parametrize(
+    ("identity", "before", "after"),
+    [
+        ("--reuid=65534 --regid=65534 --clear-groups", 0o6777, 0o777),
+        ("--reuid=65534 --regid=65534 --clear-groups", 0o6666, 0o666),
+        ("--reuid=65534 --regid=65534 --clear-groups", 0o2766, 0o766),
+        ("--reuid=65534 --regid=65534 --groups=0", 0o6666, 0o2666),
+        ("--reuid=65534 --regid=0 --clear-groups", 0o2777, 0o777),
+        ("--reuid=0 --regid=65534 --clear-groups", 0o6777, 0o6777),
+    ],
+)
+def test_fallocate_of_another_user_clears_suid_and_sgid(
+    folder: Path, as_root: None, mode: int, identity: str, before: int, after: int
 ) -> None:
     path = folder / "f"
     path.write_bytes(b"x" * PAGE)
-    path.chmod(0o6777)
+    path.chmod(before)
     code = (
         "import ctypes, os, sys; fd = os.open(sys.argv[1], os.O_RDWR); "
         "sys.exit(ctypes.CDLL(None).fallocate(fd, int(sys.argv[2]), "
         "ctypes.c_long(0), ctypes.c_long(4096)))"
     )
-    run(["/usr/bin/python3", "-c", code, path, str(mode)], user=NOBODY)
-    assert path.stat().st_mode & 0o7777 == 0o777
+    run(["setpriv", *identity.split(), "/usr/bin/python3", "-c", code, path, str(mode)])
+    assert path.stat().st_mode & 0o7777 == after
 
 
 def test_a_punched_range_is_zero_in_every_mapping(folder: Path) -> None:
