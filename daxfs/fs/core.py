@@ -40,6 +40,9 @@ DaxMode = Literal["always", "never", "inode"]
 AtimeMode = Literal["noatime", "relatime", "strictatime"]
 OnChange = Callable[[int, int, int, str], None]
 
+CLOCK_REALTIME_COARSE: Final = 5
+"""See clock_gettime(2); the time module has no name for it."""
+
 
 class Options(NamedTuple):
     """The mount options that concern the filesystem proper."""
@@ -53,9 +56,9 @@ class Options(NamedTuple):
 class Operation:
     """One operation that changes the image: its transaction and what it has touched in memory."""
 
-    def __init__(self, tx: Transaction) -> None:
+    def __init__(self, tx: Transaction, now_ns: int) -> None:
         self.tx: Final = tx
-        self.now_ns: Final = time.time_ns()
+        self.now_ns: Final = now_ns
         self.inodes: dict[int, Inode] = {}
         """Inodes whose fields were changed; their rows are stored at the end."""
         self.indexes: list[Inode] = []
@@ -115,10 +118,14 @@ class Core:
         self._held: dict[int, Inode] = {}
         self._known: weakref.WeakValueDictionary[int, Inode] = weakref.WeakValueDictionary()
 
-    @staticmethod
-    def now_ns() -> int:
-        """The time, in ns since 1970."""
-        return time.time_ns()
+    def now_ns(self) -> int:
+        """The time, in ns since 1970.
+
+        With dax=never the kernel sets the times of a file that is written, by its coarse clock: the
+        precise one is ahead of that, and times would run backwards.
+        """
+        coarse = self.options.dax == "never"
+        return time.clock_gettime_ns(CLOCK_REALTIME_COARSE if coarse else time.CLOCK_REALTIME)
 
     # --- operations ------------------------------------------------------------------------------
 
@@ -130,7 +137,7 @@ class Core:
         op: Operation | None = None
         try:
             with self.journal.begin() as tx:
-                op = self.current = Operation(tx)
+                op = self.current = Operation(tx, self.now_ns())
                 yield op
                 self._finish(op)
         except BaseException:

@@ -125,6 +125,21 @@ def test_times_before_1970_and_after_2038_survive_remount(shared: DaxMount, fold
     assert {s: (status.st_atime_ns, status.st_mtime_ns) for s, status in seen.items()} == times
 
 
+@pytest.mark.parametrize("dax", ["always", "never"])
+def test_times_do_not_run_backwards(make_mount: MakeMount, dax: str) -> None:
+    mount = make_mount(f"dax={dax}")
+    for i in range(50):
+        with opened(mount.path / f"{i}", os.O_CREAT | os.O_WRONLY) as fd:
+            seen = [os.fstat(fd).st_ctime_ns]
+            os.write(fd, b"by the kernel's clock, if it keeps the times")
+            seen += [os.fstat(fd).st_mtime_ns, os.fstat(fd).st_ctime_ns]
+            (mount.path / f"d{i}").mkdir()
+            seen.append((mount.path / f"d{i}").stat().st_mtime_ns)
+            os.write(fd, b"and again")
+            seen.append(os.fstat(fd).st_mtime_ns)
+        assert seen == sorted(seen)
+
+
 def test_access_time_of_a_small_file_moves_though_its_pages_are_cached(folder: Path) -> None:
     file = folder / "f"
     file.write_bytes(b"x" * 100_000)
