@@ -49,7 +49,7 @@ END_SECONDS = 5.0
 """How long the end may take: the sync of a busy mount, the event loop's end after an unmount."""
 
 LOCK_SECONDS: Final = 5.0
-"""How long a mount waits for the image while the daemon of the last mount ends."""
+"""How long a mount waits for an image of which nobody says that it is about to be free."""
 LOCK_POLL_SECONDS: Final = 0.02
 
 _GONE = (errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
@@ -99,6 +99,7 @@ def run(
             session = Session(fs, options, image_spec, target)
             session.serve(ready)
         finally:
+            image.mark_ending()
             _unmount(fs, path)
             persist.close()
 
@@ -147,14 +148,17 @@ def _image(spec: str, options: MountOptions, size: int | None) -> Iterator[Image
 def _lock(image: Image) -> None:
     """Take the lock of *image*. EBUSY: it is mounted, or in use for some seconds already.
 
-    umount(2) returns before the daemon has stored everything and ended.
+    umount(2) returns before the daemon has stored everything and ended. On a slow disk that takes
+    as long as umount(2) takes with other filesystems, so a daemon that is at it is waited for.
     """
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             return image.lock()
         except OSError as error:
-            if error.errno != errno.EBUSY or time.monotonic() > deadline or _is_mounted(image):
+            if error.errno != errno.EBUSY:
+                raise
+            if not image.is_ending() and (time.monotonic() > deadline or _is_mounted(image)):
                 raise
         time.sleep(LOCK_POLL_SECONDS)
 

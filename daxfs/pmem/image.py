@@ -35,6 +35,9 @@ HUGETLBFS_MAGIC: Final = 0x958458F6
 
 ANONYMOUS_PATH: Final = ":memory:"
 
+_ENDING_MARK: Final = 1 << 62
+"""The byte, behind any image, that a mount locks while it ends."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -176,6 +179,20 @@ class Image:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FsError(errno.EBUSY, f"{self.path} is in use by {self._lock_holder()}") from None
+
+    def mark_ending(self) -> None:
+        """Tell those who wait for the lock that it is given up when all is stored."""
+        with contextlib.suppress(OSError):
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _ENDING_MARK)
+
+    def is_ending(self) -> bool:
+        """Whether another process that holds the lock has called mark_ending."""
+        try:
+            fcntl.lockf(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, _ENDING_MARK)
+        except (BlockingIOError, PermissionError):
+            return True
+        fcntl.lockf(self.fd, fcntl.LOCK_UN, 1, _ENDING_MARK)
+        return False
 
     def _lock_holder(self) -> str:
         """Who holds the lock, from /proc/locks (proc_locks(5))."""

@@ -5,6 +5,7 @@ import fcntl
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daxmount import COMMAND, DaxMount, daxfs, mount_minor, run
+from daxmount import COMMAND, DaxMount, daxfs, environment, mount_minor, run
 from syscalls import opened
 
 from daxfs.fuse.mountinfo import mount_at
@@ -198,6 +199,25 @@ def test_mount_does_not_wait_for_ever(
     with Image.open(str(path)) as holder, Image.open(str(path)) as image:
         holder.lock()
         with pytest.raises(OSError, match="in use by process"):
+            session._lock(image)
+
+
+def test_mount_waits_longer_for_a_mount_that_stores_its_last_data(
+    make_mount: MakeMount, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from daxfs.fuse import session
+
+    monkeypatch.setattr(session, "LOCK_SECONDS", 0.0)
+    path = make_mount.image("16M")  # type: ignore[attr-defined]
+    script = (
+        "import sys, time; from daxfs.pmem.image import Image; i = Image.open(sys.argv[1]);"
+        "i.lock(); i.mark_ending(); print('ending', flush=True); time.sleep(0.5)"
+    )
+    command = [sys.executable, "-c", script, path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as ending:
+        assert ending.stdout is not None
+        assert ending.stdout.readline() == b"ending\n"
+        with Image.open(str(path)) as image:
             session._lock(image)
 
 
