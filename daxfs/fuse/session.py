@@ -252,6 +252,10 @@ class Session:
         await operations.started.wait()
         # The kernel takes over what INIT has agreed on when it gets the answer, which is now sent.
         mounting.set_readahead(entry.device, self.options.readahead)
+        # The kernel takes root for the owner of the mount's root until it has asked once, which
+        # chmod(2) and utimensat(2) do not make it do.
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(os.stat, entry.mountpoint, abandon_on_cancel=True)
         ready()
 
     async def _housekeeping(self) -> None:

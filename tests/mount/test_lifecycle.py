@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -12,7 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daxmount import COMMAND, DaxMount, background, daxfs, environment, mount_minor, run
+from daxmount import (
+    COMMAND,
+    DaxMount,
+    OrdinaryUser,
+    background,
+    daxfs,
+    environment,
+    mount_minor,
+    run,
+)
 from syscalls import opened
 
 from daxfs.ondisk import layout
@@ -194,6 +204,24 @@ def test_background_mount_returns_when_usable_and_outlives_its_caller(
     assert mount_minor(target) is None
     assert _state(image) == layout.STATE_CLEAN, "umount returns when the image is clean"
     daxfs("fsck", "-n", image)
+
+
+def test_the_first_call_on_a_mount_knows_who_owns_its_root(
+    make_mount: MakeMount, workspace: Path, nobody: OrdinaryUser
+) -> None:
+    mount = make_mount(size="16M")
+    os.chown(mount.path, nobody.uid, nobody.uid)
+    mount.stop()
+    target = workspace / "first-call"
+    target.mkdir()
+    daxfs("mount", mount.image, target)
+    try:
+        code = "import os, sys; os.chmod(sys.argv[1], 0o2711)"
+        run([nobody.python, "-c", code, target], user=nobody.uid)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o2711
+    finally:
+        daxfs("umount", target)
+        target.rmdir()
 
 
 def test_memory_image_needs_no_file(make_mount: MakeMount) -> None:
