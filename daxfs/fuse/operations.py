@@ -482,7 +482,8 @@ class Operations(pyfuse3.Operations):
 
         Those of a small file go when reading it has to set its access time: without a READ that
         would not be known.
-        It is told nothing of rights: only root is taken for one that keeps suid (CAP_FSETID).
+        Without the extension O_TRUNC comes with it, and nothing is told of rights: only root is
+        taken for one that keeps suid (CAP_FSETID).
         """
         file = self._fs.iget(inode)
         was_dax = file.is_dax

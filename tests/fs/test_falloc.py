@@ -507,6 +507,16 @@ def test_zeroing_keeps_the_blocks_of_a_chunk_and_its_one_entry(make_box: type[Fs
     assert box.data(file) == b"a" * CHUNK + b"b" * CHUNK + b"a" * CHUNK
 
 
+def test_the_only_page_of_a_file_is_zeroed_without_a_store_to_it(box: FsBox) -> None:
+    file = box.file(b"f", b"x" * PAGE)
+    block = box.fs.extents(file)[0].block
+    box.fs.fallocate(file, ZERO, 0, PAGE)
+    assert box.data(file) == bytes(PAGE)
+    assert (layout(box, file), box.fs.extents(file)[0].block) == ([(0, 1, True)], block)
+    box.fs.write(file, 1, b"y")
+    assert box.data(file) == b"\0y" + bytes(PAGE - 2)
+
+
 def test_punching_a_petabyte_of_sparse_file_is_one_step(box: FsBox) -> None:
     file = box.file(b"f")
     for pos in range(0, FILE_SIZE_MAX, 1 << 40):
@@ -701,12 +711,16 @@ def test_the_locked_page_of_the_end_is_told_before_a_long_call_has_begun(
     monkeypatch.setattr(falloc, "_LOG_BESIDES", room)
     file, other = box.file(b"f", b"x" * 100), box.file(b"s", b"y" * 20 * PAGE)
     box.fs.fallocate(other, PUNCH, 3 * PAGE, PAGE)
-    writeback = box.fs.fsync(file, fence=False)
-    image = bytes(box.image.mem)
-    with pytest.raises(EntryLocked):
+
+    def action() -> None:
         if mode is None:
             box.fs.copy_range(other, 0, file, CHUNK, 15 * PAGE)
         else:
             box.fs.fallocate(file, mode, CHUNK, 2 * CHUNK)
+
+    writeback = box.fs.fsync(file, fence=False)
+    image = bytes(box.image.mem)
+    with pytest.raises(EntryLocked):
+        action()
     assert bytes(box.image.mem) == image
     writeback.finish()

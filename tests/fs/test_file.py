@@ -289,3 +289,15 @@ def test_changes_between_hole_and_block_are_announced() -> None:
     box.fs.setattr(file, AttrChanges(size=10))
     assert [change[1::2] for change in heard] == [(PAGE, "hole")]
     box.close()
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_opening_with_o_trunc_takes_suid_and_sgid_where_they_are_not_kept(
+    box: FsBox, keep: bool
+) -> None:
+    for mode, without in ((0o6755, 0o755), (0o2644, 0o2644)):
+        file = box.file(b"f%o" % mode, b"x")
+        box.fs.setattr(file, AttrChanges(mode=mode))
+        box.fs.open(file, os.O_WRONLY | os.O_TRUNC, keep_suid=keep)
+        assert (file.size, file.mode & 0o7777) == (0, mode if keep else without)
+        box.fs.release(file)
