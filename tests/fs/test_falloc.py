@@ -238,6 +238,22 @@ def test_a_missing_chunk_becomes_a_huge_entry_that_shows_nothing_of_its_blocks(
     assert box.data(file) == bytes(2 * CHUNK + 5000) + b"abc" + bytes(CHUNK - 4998)
 
 
+def test_a_run_of_blocks_between_chunks_is_no_huge_entry(make_box: type[FsBox]) -> None:
+    box = make_box(16 << 20)
+    big, file = box.file(b"big"), box.file(b"f")
+    box.fs.fallocate(big, KEEP, 0, (box.free()[0] - 40) * PAGE)
+    extent = max(box.fs.extents(big), key=lambda extent: extent.count)
+    chunk = -(-extent.block // 512) * 512
+    assert extent.block + extent.count >= chunk + 1024
+    start = (extent.pgoff + chunk - extent.block + 256) * PAGE
+    box.fs.fallocate(big, PUNCH, start, CHUNK)
+    box.fs.blocks._chunk = chunk // 512
+    box.fs.fallocate(file, 0, CHUNK, CHUNK)
+    assert [(e.block, e.count) for e in box.fs.extents(file)] == [(chunk + 256, 512)]
+    box.fs.write(file, CHUNK + 5, b"data")
+    assert box.data(file)[CHUNK:] == b"\0" * 5 + b"data" + bytes(CHUNK - 9)
+
+
 def test_keep_size_allocates_behind_the_end_and_truncating_gives_it_back(box: FsBox) -> None:
     file = box.file(b"f", b"abc")
     free = box.free()[0]
