@@ -259,3 +259,24 @@ def test_reported_corruption_survives_the_unmount(
     assert "something is wrong" in caplog.text
     box.fs.unmount()
     assert struct.unpack_from("<Q", box.image.mem, STATE_OFFSET)[0] == STATE_ERROR
+
+
+def test_remount_read_only_leaves_a_clean_image_without_deleted_files(box: FsBox) -> None:
+    """Also those of which the kernel has not said yet that it forgets them."""
+    free = box.free()
+    deleted = box.file(b"deleted", b"x" * 9 * PAGE)
+    box.fs.ref(deleted)
+    box.fs.unlink(box.root, b"deleted")
+    box.fs.remount(read_only=True)
+    assert box.free()[1] == free[1]
+    image = bytes(box.image.mem)
+    box.fs.forget(deleted.ino, 1)
+    assert box.persist.load_u64(STATE_OFFSET) == STATE_CLEAN
+    with pytest.raises(FsError, check=lambda error: error.errno == errno.EROFS):
+        box.file(b"f")
+    assert bytes(box.image.mem) == image
+    box.fs.remount(read_only=False)
+    assert box.persist.load_u64(STATE_OFFSET) == STATE_DIRTY
+    box.file(b"f", b"x")
+    box.crash()
+    assert box.data(box.path(b"f")) == b"x"
