@@ -293,6 +293,10 @@ def test_after_a_truncate_the_write_back_of_old_pages_is_discarded(box: FsBox) -
         assert parts() == all_of_it, "a file that was cut"
     grow(3 * P)
     assert parts() == [(0, 50), (P, 2 * P)]
+    grow(60)
+    assert parts() == all_of_it, "a later cut"
+    grow(3 * P)
+    assert parts() == [(0, 60), (P, 2 * P)]
     pages.dropped(file.ino)
     assert parts() == all_of_it
     grow(5 * P)
