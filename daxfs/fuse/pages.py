@@ -1,14 +1,16 @@
 """Agree with the pages of files that the kernel holds, where an operation is about blocks.
 
 Kernel counterpart: filemap_write_and_wait_range() and filemap_invalidate_lock() around
-ext4_punch_hole() and ext4_llseek(). FUSE has no such lock, and a daemon can neither ask whether a
-page is dirty nor have it written but by taking it back.
+ext4_punch_hole() and ext4_llseek(), and pagecache_isize_extended() where files grow. FUSE has no
+such lock, and a daemon can neither ask whether a page is dirty nor have it written but by taking it
+back.
 
 Pages are taken back in threads, never on the event loop: to take a dirty page back waits for its
 WRITE, and to take one back that is being read waits for that READ, both of which the loop answers.
-The requests served here hold the inode's lock in the kernel, but neither a page nor the lock of
-one, so nothing that a thread waits for waits for them. The threads are counted apart from those of
-fsync: one of these may wait for a WRITE that waits for an entry which an fsync has locked.
+The requests served here hold the inode's lock in the kernel, but neither a page nor the lock of one
+(for WRITE see `grown`), so nothing that a thread waits for waits for them. The threads are counted
+apart from those of fsync: one of these may wait for a WRITE that waits for an entry which an fsync
+has locked.
 
 Before Linux 6.16 the kernel writes a copy of a dirty page, and to take the page back does not wait
 for that WRITE where the page is clean again: there, in a rare case, it may come after the answer.
