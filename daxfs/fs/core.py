@@ -36,12 +36,12 @@ from daxfs.units import PAGE_SHIFT
 
 log = logging.getLogger(__name__)
 
+CLOCK_REALTIME_COARSE: Final = 5
+"""clock_gettime(2); Python has no name for it."""
+
 DaxMode = Literal["always", "never", "inode"]
 AtimeMode = Literal["noatime", "relatime", "strictatime"]
 OnChange = Callable[[int, int, int, str], None]
-
-CLOCK_REALTIME_COARSE: Final = 5
-"""See clock_gettime(2); the time module has no name for it."""
 
 
 class Options(NamedTuple):

@@ -4,11 +4,13 @@ import errno
 import os
 import random
 import stat
+import time
 
 import pytest
 from fsbox import PAGE, ROOT, FsBox
 
 from daxfs.errors import FsError
+from daxfs.fs.core import CLOCK_REALTIME_COARSE
 from daxfs.fs.file import RELATIME_NS, AttrChanges
 from daxfs.fs.inode import TIME_MAX_NS, TIME_MIN_NS
 from daxfs.ondisk.layout import FILE_SIZE_MAX
@@ -217,6 +219,17 @@ def test_noatime_never_and_strictatime_always_writes(make_box: type[FsBox]) -> N
         box.fs.read(file, 0, 4)
         assert (file.atime_ns > 5) == updated
         assert (bytes(box.image.mem) != image) == updated
+
+
+def test_times_are_of_the_kernels_clock_where_the_kernel_sets_some(make_box: type[FsBox]) -> None:
+    def clock() -> int:
+        return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+    fs = make_box(dax="never").fs
+    assert all(clock() <= fs.now_ns() <= clock() for _ in range(1000))
+    before = clock()
+    file = fs.create(fs.root, b"f", 0o600, ROOT)
+    assert before <= file.atime_ns <= clock(), "relatime compares it with an mtime of the kernel"
 
 
 def test_nodiratime_is_about_directories_alone(make_box: type[FsBox]) -> None:
