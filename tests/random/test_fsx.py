@@ -186,6 +186,20 @@ def test_parts_of_one_file_are_what_the_models_say(make_mount: MakeMount, mode: 
     _exercise_parts(make_mount(f"dax={mode},hole_cache=256K"), _share(OPERATIONS))
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_cut_may_look_like_growth_to_the_daemon(make_mount: MakeMount, number: int) -> None:
+    """The size is not yet known to the daemon, unless the file was synced before (odd numbers)."""
+    mount = make_mount("dax=never", size="32M")
+    blocks = 4 * fsx.NODES_MAX
+    todo = [
+        fsx.Operation("allocate_keep", 2 * fsx.CHUNK, blocks * fsx.PAGE),
+        fsx.Operation("write", 2 * fsx.CHUNK + (1 << 19), 1000),
+        fsx.Operation("truncate", fsx.CHUNK, number=number),
+        fsx.Operation("blocks"),
+    ]
+    assert fsx.Exerciser(mount.path / "f", fsx.LARGE).run(todo) is None
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("pressure", PRESSURES)
