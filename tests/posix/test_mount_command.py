@@ -77,6 +77,8 @@ def test_mount_remounts(mount8: Callable[[str], list[str]]) -> None:
         mount -o remount,ro "$target"; flags; cat "$target/f"
         touch "$target/g" 2> /dev/null || echo refused
         mount -o remount,rw,noexec "$target"; flags; touch "$target/g"
+        mount -o remount,noatime,nosuid "$target"; flags
+        mount -o remount,relatime,suid,exec "$target"; flags
         mount -t fuse.daxfs -o remount,ro "$image" "$target"; flags
         """
     )
@@ -86,6 +88,8 @@ def test_mount_remounts(mount8: Callable[[str], list[str]]) -> None:
         "text",
         "refused",
         "rw,noexec,relatime",
+        "rw,nosuid,noexec,noatime",
+        "rw,relatime",
         "ro,relatime",
     ]
 
@@ -117,6 +121,27 @@ def test_read_only_remount_changes_nothing_any_more(mount: DaxMount, as_root: No
     file.write_bytes(b"new")
     assert file.read_bytes() == b"new"
     assert _remount(mount, "ro") == 0
+
+
+@pytest.mark.parametrize("options", ["", "noatime", "strictatime"])
+def test_remount_says_whether_reading_sets_the_access_time(
+    make_mount: MakeMount, as_root: None, options: str
+) -> None:
+    mount = make_mount(options)
+    file = mount.path / "f"
+
+    def moves() -> bool:
+        file.write_bytes(b"x")
+        before = file.stat().st_atime_ns
+        time.sleep(0.02)  # the kernel's clock ticks
+        file.read_bytes()
+        return file.stat().st_atime_ns > before
+
+    assert moves() == (options != "noatime")
+    assert _remount(mount, "rw,noatime") == 0
+    assert not moves()
+    assert _remount(mount, "rw,relatime") == 0
+    assert moves()
 
 
 def test_mount_in_use_for_writing_is_not_remounted_read_only(
