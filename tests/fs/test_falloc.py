@@ -238,6 +238,18 @@ def test_a_missing_chunk_becomes_a_huge_entry_that_shows_nothing_of_its_blocks(
     assert box.data(file) == bytes(2 * CHUNK + 5000) + b"abc" + bytes(CHUNK - 4998)
 
 
+def test_a_first_page_stays_unwritten_when_the_tree_grows(make_box: type[FsBox]) -> None:
+    box = make_box(discard=False)
+    box.file(b"old", b"\xdb" * (7 << 20))
+    box.fs.unlink(box.root, b"old")
+    file = box.file(b"f")
+    box.fs.fallocate(file, 0, 0, PAGE)
+    for page in (5, 600):
+        box.fs.write(file, page * PAGE, b"x")
+        assert layout(box, file)[0] == (0, 1, True)
+        assert box.data(file)[: 5 * PAGE] == bytes(5 * PAGE)
+
+
 def test_a_run_of_blocks_between_chunks_is_no_huge_entry(make_box: type[FsBox]) -> None:
     box = make_box(16 << 20)
     big, file = box.file(b"big"), box.file(b"f")
