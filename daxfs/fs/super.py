@@ -48,6 +48,7 @@ from daxfs.ondisk.layout import (
     SUPER_SIZE,
     Superblock,
 )
+from daxfs.ondisk.mapentry import ENTRIES_PER_NODE, HEIGHT_MAX
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 from daxfs.trace import Trace
@@ -208,11 +209,13 @@ class FileSystem(NameOperations, SpaceOperations):
         self.read_only = True
 
     def statfs(self) -> StatFs:
-        """The figures of statvfs(3)."""
+        """The figures of statvfs(3); as many blocks as are available can be written to one file."""
+        free = self.blocks.free
+        map_nodes = -(-free // ENTRIES_PER_NODE) + HEIGHT_MAX
         return StatFs(
             blocks=self.blocks.total,
-            bfree=self.blocks.free,
-            bavail=self.blocks.free,
+            bfree=free,
+            bavail=max(0, free - map_nodes),
             files=self.inode_numbers.total,
             ffree=self.inode_numbers.free,
             namemax=NAME_MAX,

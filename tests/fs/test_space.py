@@ -118,5 +118,6 @@ def test_statfs_tells_blocks_and_inodes(box: FsBox) -> None:
     box.file(b"f", b"x" * PAGE)
     after = box.fs.statfs()
     assert (before.bfree - after.bfree, before.ffree - after.ffree) == (2, 1)
-    assert (after.bsize, after.namemax, after.bavail) == (PAGE, 255, after.bfree)
+    assert (after.bsize, after.namemax) == (PAGE, 255)
+    assert 0 < after.bfree - after.bavail <= after.bfree // 512 + 5, "the map of one large file"
     assert after.blocks == box.fs.sb.data_end - box.fs.sb.data_start

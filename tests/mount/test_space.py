@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from daxmount import DaxMount
-from syscalls import opened
+from syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate, opened
 
 pytestmark = pytest.mark.mount
 
@@ -50,7 +50,7 @@ def test_statfs_counts_blocks_and_inodes_exactly(mount: DaxMount) -> None:
     before = os.statvfs(mount.path)
     assert before.f_bsize == before.f_frsize == BLOCK
     assert before.f_namemax == 255
-    assert before.f_bavail == before.f_bfree <= before.f_blocks <= (64 << 20) // BLOCK
+    assert before.f_bavail < before.f_bfree <= before.f_blocks <= (64 << 20) // BLOCK
     with opened(mount.path / "f", os.O_CREAT | os.O_RDWR) as fd:
         os.write(fd, b"x" * (40 * BLOCK))
         blocks = os.fstat(fd).st_blocks // 8
@@ -73,6 +73,22 @@ def test_a_small_file_takes_what_its_pages_take(mount: DaxMount) -> None:
         os.ftruncate(fd, 80 * BLOCK)
         taken.append(os.fstat(fd).st_blocks * 512 // BLOCK)
     assert taken == [1, 16, 32, 44, 32]
+
+
+@pytest.mark.parametrize("fragmented", [False, True])
+def test_what_statfs_promises_can_be_written(make_mount: MakeMount, fragmented: bool) -> None:
+    mount = make_mount(size="16M")
+    if fragmented:
+        with opened(mount.path / "full", os.O_CREAT | os.O_RDWR) as fd:
+            _fill(mount.path / "full")
+            for page in range(0, os.fstat(fd).st_size // BLOCK, 2):
+                fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * BLOCK, BLOCK)
+    with opened(mount.path / "new", os.O_CREAT | os.O_WRONLY) as fd:
+        promised = os.statvfs(mount.path).f_bavail
+        assert promised > 1500
+        for _ in range(promised):
+            assert os.write(fd, b"p" * BLOCK) == BLOCK
+        assert os.statvfs(mount.path).f_bavail < 10
 
 
 @pytest.mark.parametrize("options", ["dax=always", "dax=always,nodiscard"])

@@ -556,21 +556,3 @@ def test_thousands_of_attributes_up_to_the_limit(folder: Path) -> None:
     os.setxattr(file, f"user.{count:025}", b"w")
     file.unlink()
     assert os.statvfs(folder).f_bfree == before
-
-
-def test_what_statfs_promises_can_be_written(make_mount: MakeMount) -> None:
-    mount = make_mount(size="16M")
-    free = os.statvfs(mount.path)
-    assert free.f_bavail == free.f_bfree <= free.f_blocks
-    (mount.path / "f").touch()
-    with opened(mount.path / "f", os.O_WRONLY) as fd:
-        written = 0
-        with _error(errno.ENOSPC):
-            while True:
-                written += os.pwrite(fd, b"x" * 65536, written)
-        full = os.statvfs(mount.path)
-        assert full.f_bfree == 0
-        # The root directory and the tree over the blocks of the file take some of it.
-        assert free.f_bfree - written // 4096 <= 16
-    (mount.path / "f").unlink()
-    assert os.statvfs(mount.path).f_bfree == free.f_bfree
