@@ -522,7 +522,8 @@ class Operations(pyfuse3.Operations):
         """WRITE, of a program or of the kernel that writes dirty pages back.
 
         With the write-back cache the kernel sets the times when a program writes, and tells them
-        by SETATTR; the time of the write-back is none of the file's.
+        by SETATTR; the time of the write-back is none of the file's. Of dirty pages the kernel
+        does not look at how many were stored: if one was not, all have failed.
         """
         inode = self._handles[fh]
         set_times = not self.enable_writeback_cache
@@ -543,6 +544,8 @@ class Operations(pyfuse3.Operations):
             return len(buf)
 
         written = await self._run(store)
+        if written < len(buf) and (written_back or self.enable_writeback_cache):
+            raise FsError(errno.ENOSPC)
         if written_back is False and off > size:
             await self.pages.grown(inode, size, off)
         self._poller.note(len(buf))

@@ -129,6 +129,22 @@ def test_full_image_reports_mmap_stores_that_found_no_block(make_mount: MakeMoun
     (mount.path / "again").write_bytes(b"fine")
 
 
+@pytest.mark.parametrize("dax", ["always", "never"])
+def test_every_page_that_finds_no_block_is_reported(make_mount: MakeMount, dax: str) -> None:
+    """Also if most of those that the kernel writes back at once have found theirs."""
+    mount = make_mount(f"dax={dax}", size="4M")
+    for missing in (1, 2, 4):
+        with opened(mount.path / "hole", os.O_CREAT | os.O_RDWR) as fd:
+            pages = os.statvfs(mount.path).f_bfree - 2 + missing
+            os.ftruncate(fd, pages * BLOCK)
+            with mmap.mmap(fd, pages * BLOCK) as memory:
+                for page in range(pages):
+                    memory[page * BLOCK] = 1
+                with _error(errno.ENOSPC):
+                    memory.flush()
+        (mount.path / "hole").unlink()
+
+
 def test_no_inode_left_gives_enospc_and_works_again_after_delete(make_mount: MakeMount) -> None:
     mount = make_mount(size="32M", inodes=100)
     free = os.statvfs(mount.path).f_ffree
