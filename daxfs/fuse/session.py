@@ -158,7 +158,9 @@ def _lock(image: Image) -> None:
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise
-            if not image.is_ending() and (time.monotonic() > deadline or _is_mounted(image)):
+            if image.is_ending():
+                deadline = time.monotonic() + LOCK_SECONDS
+            elif time.monotonic() > deadline or _is_mounted(image):
                 raise
         time.sleep(LOCK_POLL_SECONDS)
 

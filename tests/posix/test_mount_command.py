@@ -232,11 +232,11 @@ def test_mount_waits_longer_for_a_mount_that_stores_its_last_data(
 ) -> None:
     from daxfs.fuse import session
 
-    monkeypatch.setattr(session, "LOCK_SECONDS", 0.0)
+    monkeypatch.setattr(session, "LOCK_SECONDS", 0.5)
     path = make_mount.image("16M")  # type: ignore[attr-defined]
     script = (
         "import sys, time; from daxfs.pmem.image import Image; i = Image.open(sys.argv[1]);"
-        "i.lock(); i.mark_ending(); print('ending', flush=True); time.sleep(0.5)"
+        "i.lock(); i.mark_ending(); print('ending', flush=True); time.sleep(1.5)"
     )
     command = [sys.executable, "-c", script, path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as ending:
