@@ -113,8 +113,6 @@ class Core:
         self.dax: Final = Dax(persist, self.iomap, trace, on_change)
         self.read_only = False
         """Whether changing operations fail with EROFS; the shell may set it (errors=remount-ro)."""
-        self.atime: AtimeMode = options.atime
-        """When reading sets the access time; a remount may change it."""
         self.current: Operation | None = None
         """The running operation."""
         self._held: dict[int, Inode] = {}

@@ -125,11 +125,12 @@ class FileOperations(XattrOperations):
 
     def wants_atime(self, inode: Inode) -> bool:
         """Whether reading *inode* now sets its atime (relatime as in mount(8))."""
-        if self.read_only or self.atime == "noatime":
+        policy = self.options.atime
+        if self.read_only or policy == "noatime":
             return False
         if inode.is_dir and not self.options.diratime:
             return False
-        if self.atime == "strictatime" or inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns):
+        if policy == "strictatime" or inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns):
             return True
         return self.now_ns() - inode.atime_ns >= RELATIME_NS
 

@@ -168,17 +168,12 @@ class FileSystem(NameOperations, SpaceOperations):
         if not self.read_only:
             self._store_clean()
 
-    def remount(self, *, read_only: bool, noatime: bool = False) -> None:
+    def remount(self, *, read_only: bool) -> None:
         """Make the mount read-only, and the image a clean one, or writable again.
 
-        Not *noatime*: access times are set as the mount options say, or as with relatime.
         Deleted files are freed first: the kernel refuses to remount while one is in use. EIO;
         EROFS: the image was opened for reading.
         """
-        if noatime:
-            self.atime = "noatime"
-        elif self.atime == "noatime":
-            self.atime = "relatime" if self.options.atime == "noatime" else self.options.atime
         if read_only == self.read_only:
             return
         if not read_only:

@@ -189,10 +189,10 @@ class Answers:
 
     def remount(self, request: Request) -> Answer:
         """Change nothing from now on, or change again: the kernel's side of it is the caller's."""
-        read_only, noatime = request.get("read_only"), request.get("noatime")
-        if not (isinstance(read_only, bool) and isinstance(noatime, bool)):
-            raise ValueError('remount needs "read_only" and "noatime", true or false')
-        self._fs.remount(read_only=read_only, noatime=noatime)
+        read_only = request.get("read_only")
+        if not isinstance(read_only, bool):
+            raise ValueError('remount needs "read_only", true or false')
+        self._fs.remount(read_only=read_only)
         return {"read_only": self._fs.read_only}
 
 

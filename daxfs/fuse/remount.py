@@ -3,8 +3,8 @@
 Kernel counterpart: mount(2) with MS_REMOUNT, ext4_reconfigure().
 
 The kernel refuses what programs ask of a read-only mount; the daemon, told over its control socket,
-stops to set access times, as under noatime, and makes the image a clean one. Between the two steps
-the stricter rule holds: the kernel is the first to forbid and the last to allow.
+stops to set access times, and makes the image a clean one. Between the two steps the stricter rule
+holds: the kernel is the first to forbid and the last to allow.
 """
 
 import ctypes
@@ -21,7 +21,6 @@ _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MS_REMOUNT: Final = 32
 _MS_NOATIME: Final = 1024
-_MS_RELATIME: Final = 1 << 21
 # As of libfuse: what is not allowed is forbidden. The kernel changes no others at a remount.
 _FORBIDDING: Final = {"suid": _MS_NOSUID, "dev": _MS_NODEV}
 _FLAGS: Final = {"noexec": 8, "sync": 16, "dirsync": 128}
@@ -35,8 +34,7 @@ def remount(mountpoint: str, options: MountOptions) -> None:
     with Client(entry.mountpoint) as client:
         if options.read_only:
             _change(entry, options)
-        noatime = options.atime == "noatime"
-        client.request("remount", read_only=options.read_only, noatime=noatime)
+        client.request("remount", read_only=options.read_only)
         if not options.read_only:
             _change(entry, options)
 
@@ -45,8 +43,8 @@ def _change(entry: MountEntry, options: MountOptions) -> None:
     flags = _MS_REMOUNT
     if options.read_only:
         flags |= _MS_RDONLY
-    # Without either the kernel leaves it as it is.
-    flags |= _MS_NOATIME if options.atime == "noatime" else _MS_RELATIME
+    if options.atime == "noatime":
+        flags |= _MS_NOATIME
     for word, flag in _FORBIDDING.items():
         if word not in options.kernel_flags:
             flags |= flag
