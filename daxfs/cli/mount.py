@@ -5,7 +5,7 @@ import click
 from daxfs.cli.command import PATH, SIZE, ExitCodes, command
 from daxfs.errors import MountExit
 from daxfs.fuse.logs import LOG_HELP
-from daxfs.fuse.options import OPTIONS_HELP, parse_options, wants_remount
+from daxfs.fuse.options import OPTIONS_HELP, mentions_atime, parse_options, wants_remount
 
 _CODES = ExitCodes(
     usage=MountExit.USAGE,
@@ -48,7 +48,7 @@ def mount(
     text = ",".join(options)
     wanted = parse_options(text)
     if wants_remount(text):
-        remount.remount(mountpoint, wanted)
+        remount.remount(mountpoint, wanted, atime=mentions_atime(text))
         return
     serve = daemon.mount_in_foreground if foreground else daemon.mount_in_background
     serve(image, mountpoint, wanted, size=size)

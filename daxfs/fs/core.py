@@ -105,7 +105,8 @@ class Core:
         self.journal: Final = journal
         self.blocks: Final = blocks
         self.inode_numbers: Final = inodes
-        self.options: Final = options
+        self.options = options
+        """The shell may set another when access times are set."""
         self.trace: Final = trace
         self.map: Final = BlockMap(image, sb, persist, blocks)
         self.directories: Final = Directories(self)

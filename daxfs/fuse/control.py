@@ -10,7 +10,8 @@ attribute ``user.daxfs.control``. Requests are objects with "op"; an answer that
     {"op": "info"}              the image and the options
     {"op": "map", "ino": N}     extents and index entries of inode N
     {"op": "trace", "action": "enable" | "disable" | "read"}    the fs_dax events
-    {"op": "remount", "read_only": true | false}    the daemon's part of a remount
+    {"op": "remount", "read_only": true | false}    the daemon's part of a remount; with "atime"
+                                and "diratime" (see options) also when access times are set
 
 This module is the asking side and what both sides share; ``control_server`` answers.
 """

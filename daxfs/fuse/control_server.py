@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import trio
 
@@ -23,7 +23,7 @@ from daxfs.fs.super import FileSystem
 from daxfs.fuse import lowlevel
 from daxfs.fuse.control import TIMEOUT_SECONDS, Answer
 from daxfs.fuse.evictor import Evictor
-from daxfs.fuse.options import MountOptions
+from daxfs.fuse.options import AtimeMode, MountOptions
 from daxfs.ondisk.layout import BLOCK_SIZE, STATE_CLEAN, STATE_DIRTY, STATE_ERROR, STATE_OFFSET
 from daxfs.units import PAGE_SIZE
 
@@ -188,11 +188,19 @@ class Answers:
         return {"enabled": trace.enabled}
 
     def remount(self, request: Request) -> Answer:
-        """Change nothing from now on, or change again: the kernel's side of it is the caller's."""
-        read_only = request.get("read_only")
+        """Change nothing from now on, or change again: the kernel's side of it is the caller's.
+
+        With "atime" and "diratime" it also changes when access times are set.
+        """
+        read_only, atime = request.get("read_only"), request.get("atime")
         if not isinstance(read_only, bool):
             raise ValueError('remount needs "read_only", true or false')
+        if atime is not None and atime not in get_args(AtimeMode):
+            raise ValueError(f'"atime" can be {", ".join(get_args(AtimeMode))}')
         self._fs.remount(read_only=read_only)
+        if atime is not None:
+            diratime = request.get("diratime") is not False
+            self._fs.options = self._fs.options._replace(atime=atime, diratime=diratime)
         return {"read_only": self._fs.read_only}
 
 

@@ -32,6 +32,15 @@ FUSE_CONF: Final = "/etc/fuse.conf"
 MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 4096
+_MS_RDONLY: Final = 1
+_MS_NODIRATIME: Final = 2048
+_MS_ATIME_POLICY: Final = {"noatime": 1024, "relatime": 1 << 21, "strictatime": 1 << 24}
+MS_ATIME: Final = _MS_NODIRATIME | sum(_MS_ATIME_POLICY.values())
+# As of libfuse: what is not allowed is forbidden.
+_MS_FORBIDDING: Final = {"suid": 2, "dev": 4}
+_MS_OTHERS: Final = {"noexec": 8, "sync": 16, "dirsync": 128}
 
 _REFUSALS = (os.strerror(errno.EPERM), os.strerror(errno.EACCES))
 
@@ -141,7 +150,35 @@ def attach(
     if entry is None or entry.fstype != FSTYPE:
         pyfuse3.close()
         raise failure(f"{mountpoint}: the mount was made, but /proc/self/mountinfo lacks it")
+    if os.geteuid() == 0 and (options.atime == "strictatime" or not options.diratime):
+        # Libfuse knows no such flags. They are of the mount alone, so no request comes of it.
+        change_flags(entry, MS_REMOUNT | MS_BIND | mount_flags(options))
     return entry
+
+
+def mount_flags(options: MountOptions) -> int:
+    """The flags of mount(2) that *options* mean."""
+    flags = _MS_ATIME_POLICY[options.atime]
+    if options.read_only:
+        flags |= _MS_RDONLY
+    if not options.diratime:
+        flags |= _MS_NODIRATIME
+    for word, flag in _MS_FORBIDDING.items():
+        if word not in options.kernel_flags:
+            flags |= flag
+    for word, flag in _MS_OTHERS.items():
+        if word in options.kernel_flags:
+            flags |= flag
+    return flags
+
+
+def change_flags(entry: MountEntry, flags: int) -> None:
+    """mount(2) of what is mounted already. OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    place = os.fsencode(entry.mountpoint)
+    if libc.mount(os.fsencode(entry.source), place, FSTYPE.encode(), flags, None) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), entry.mountpoint)
 
 
 def _escape(text: str) -> str:

@@ -42,6 +42,11 @@ _IGNORED: Final = frozenset(
     | {"iversion", "noiversion"}
 )
 
+_ATIME_WORDS: Final = frozenset(
+    {"atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime"}
+    | {"diratime", "nodiratime"}
+)
+
 # What the kernel shows of a mount, and mount(8) therefore repeats to remount it.
 _SHOWN: Final = frozenset({"user_id", "group_id", "max_read"})
 
@@ -136,7 +141,7 @@ OPTIONS_HELP: Final = (
     ("dax=always|never|inode", "take hole pages back from the kernel: always (default), never "
      "(an ordinary page cache, with write-back), or as each file's FS_XFLAG_DAX says"),
     ("ro, rw", "mount read-only, or for writing (default)"),
-    ("remount", "make a mount that is there read-only or writable, and change its flags"),
+    ("remount", "make a mount read-only or writable, change its flags and access times"),
     ("allow_other", "let other users in; always so for a mount by root"),
     ("hole_cache=SIZE", "how much of holes the kernel may keep in its page cache (8M)"),
     ("readahead=SIZE", "the kernel's readahead on this mount (1M; without root at most its own)"),
@@ -180,6 +185,11 @@ def parse_options(text: str) -> MountOptions:
 def wants_remount(text: str) -> bool:
     """Whether the options in *text* are for a mount that is there already."""
     return "remount" in (part.strip() for part in text.split(","))
+
+
+def mentions_atime(text: str) -> bool:
+    """Whether the options in *text* say when access times are set."""
+    return not _ATIME_WORDS.isdisjoint(part.strip() for part in text.split(","))
 
 
 def _opposite(flag: str) -> str:

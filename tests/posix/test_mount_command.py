@@ -64,6 +64,8 @@ def test_flags_of_mount_are_kept(mount8: Callable[[str], list[str]]) -> None:
         "nodev": "rw,nodev,relatime",
         "nosuid,noatime": "rw,nosuid,noatime",
         "ro": "ro,relatime",
+        "ro,noexec,strictatime": "ro,noexec",
+        "dev,nodiratime": "rw,nodiratime,relatime",
     }
     mounts = [f'mount -t fuse.daxfs -o {options} "$image" "$target"; flags' for options in expected]
     assert mount8('; umount "$target"\n'.join(mounts)) == list(expected.values())
@@ -91,6 +93,39 @@ def test_mount_remounts(mount8: Callable[[str], list[str]]) -> None:
         "rw,nosuid,noexec,noatime",
         "rw,relatime",
         "ro,relatime",
+    ]
+
+
+def test_remount_changes_when_access_times_are_set(mount8: Callable[[str], list[str]]) -> None:
+    lines = mount8(
+        """
+        file=$target/f
+        show() {
+            touch --date=2020-01-01 -a "$file"
+            cat "$file" > /dev/null; first=$(stat --format=%x "$file")
+            sleep 0.05
+            cat "$file" > /dev/null; second=$(stat --format=%x "$file")
+            case $first in
+            2020*) echo "$(flags): never" ;;
+            "$second") echo "$(flags): once" ;;
+            *) echo "$(flags): always" ;;
+            esac
+        }
+        mount -t fuse.daxfs -o strictatime "$image" "$target"; echo text > "$file"; show
+        mount -o remount,ro "$target"; mount -o remount,rw "$target"; show
+        mount -o remount,noatime "$target"; show
+        mount -o remount,ro "$target"; mount -o remount,rw "$target"; show
+        mount -o remount,relatime "$target"; show
+        mount -o remount,strictatime,nodiratime "$target"; show
+        """
+    )
+    assert lines == [
+        "rw: always",
+        "rw: always",
+        "rw,noatime: never",
+        "rw,noatime: never",
+        "rw,relatime: once",
+        "rw,nodiratime: always",
     ]
 
 
