@@ -63,6 +63,7 @@ static int handles_requests;
 /* pyfuse3's own init handler, and what configure() asked for. */
 static void (*inner_init)(void *userdata, struct fuse_conn_info *conn);
 static unsigned int wanted_readahead = UINT32_MAX;
+static int wants_symlinks_cached;
 
 /* pyfuse3's own read handler, and the open flags of the file of the READ that came last. */
 static void (*inner_read)(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
@@ -96,6 +97,7 @@ static void *real_function(const char *name)
  * ASYNC_DIO off: a direct write is done when io_submit(2) returns, as on DAX.  After an asynchronous
  * one the kernel leaves what others have read into the page cache meanwhile, for ever stale.
  * SPLICE_READ off: one read per request instead of a splice and a read.
+ * CACHE_SYMLINKS: a target never changes.
  */
 static void companion_init(void *userdata, struct fuse_conn_info *conn)
 {
@@ -106,6 +108,8 @@ static void companion_init(void *userdata, struct fuse_conn_info *conn)
 	conn->want &= ~(FUSE_CAP_AUTO_INVAL_DATA | FUSE_CAP_HANDLE_KILLPRIV |
 			FUSE_CAP_ATOMIC_O_TRUNC | FUSE_CAP_ASYNC_DIO | FUSE_CAP_SPLICE_READ);
 	conn->want |= conn->capable & (FUSE_CAP_EXPLICIT_INVAL_DATA | FUSE_CAP_DONT_MASK);
+	if (wants_symlinks_cached)
+		conn->want |= conn->capable & FUSE_CAP_CACHE_SYMLINKS;
 	if (conn->max_readahead > wanted_readahead)
 		conn->max_readahead = wanted_readahead;
 
@@ -362,9 +366,10 @@ void fuse_session_destroy(struct fuse_session *se)
 }
 
 PyDoc_STRVAR(configure_doc,
-"configure(max_readahead, handler)\n--\n\n"
-"Before the mount: the most readahead (bytes) that INIT may agree on, and a callable for requests\n"
-"that pyfuse3 does not know, or None: then the kernel is told that there are no such operations.\n\n"
+"configure(max_readahead, cache_symlinks, handler)\n--\n\n"
+"Before the mount: the most readahead (bytes) that INIT may agree on, whether the kernel is to keep\n"
+"the targets of symbolic links, and a callable for requests that pyfuse3 does not know, or None:\n"
+"then the kernel is told that there are no such operations.\n\n"
 "handler(op, request, *args) is called on the thread that serves requests, with the name of the\n"
 "operation, a capsule for the reply functions, and\n"
 "  'fallocate'        fh, mode, offset, length, uid, gid and pid of the caller\n"
@@ -376,16 +381,18 @@ PyDoc_STRVAR(configure_doc,
 static PyObject *configure(PyObject *module, PyObject *args)
 {
 	unsigned int max_readahead;
+	int cache_symlinks;
 	PyObject *handler;
 
 	(void)module;
-	if (!PyArg_ParseTuple(args, "IO:configure", &max_readahead, &handler))
+	if (!PyArg_ParseTuple(args, "IpO:configure", &max_readahead, &cache_symlinks, &handler))
 		return NULL;
 	if (handler != Py_None && !PyCallable_Check(handler)) {
 		PyErr_SetString(PyExc_TypeError, "the handler must be callable or None");
 		return NULL;
 	}
 	wanted_readahead = max_readahead;
+	wants_symlinks_cached = cache_symlinks;
 	Py_XSETREF(request_handler, handler == Py_None ? NULL : Py_NewRef(handler));
 	Py_RETURN_NONE;
 }

@@ -65,11 +65,15 @@ _MISSING = (
 )
 
 
-def configure(max_readahead_bytes: int, handle: Callable[..., None] | None) -> None:
+def configure(
+    max_readahead_bytes: int, handle: Callable[..., None] | None, *, cache_symlinks: bool = False
+) -> None:
     """Before ``pyfuse3.init``: what pyfuse3 cannot be told.
 
-    *max_readahead_bytes*: agree on at most so many with the kernel. *handle*: gets, on the event
-    loop's thread, the requests that pyfuse3 does not know: ``handle(op, request, *args)`` with
+    *max_readahead_bytes*: agree on at most so many with the kernel. *cache_symlinks*: the kernel
+    asks for the target of a symbolic link once, which then is all that sets its access time.
+    *handle*: gets, on the event loop's thread, the requests that pyfuse3 does not know:
+    ``handle(op, request, *args)`` with
 
     - ``"fallocate"``: fh, mode, offset, length, uid, gid and pid of the caller
     - ``"lseek"``: fh, offset, whence (SEEK_DATA or SEEK_HOLE)
@@ -80,7 +84,7 @@ def configure(max_readahead_bytes: int, handle: Callable[..., None] | None) -> N
     an answer gets EIO. None: the kernel is told that there are no such operations.
     """
     if _extension is not None:
-        _extension.configure(max_readahead_bytes, handle)
+        _extension.configure(max_readahead_bytes, cache_symlinks, handle)
 
 
 def reply(op: str, request: Request, result: int | bytes | None) -> None:

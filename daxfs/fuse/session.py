@@ -210,7 +210,11 @@ class Session:
         with Server() as server:
             operations = Operations(self.fs, self.options, self.evictor, self._poller, server.path)
             requests = Requests(operations)
-            lowlevel.configure(self.options.readahead, requests.handle)
+            lowlevel.configure(
+                self.options.readahead,
+                requests.handle,
+                cache_symlinks=self.options.atime != "strictatime",
+            )
             entry = mounting.attach(operations, self._image_spec, self._mountpoint, self.options)
             self.fs.trace.dev = (entry.major, entry.minor)
             missing = lowlevel.missing()

@@ -62,8 +62,8 @@ def test_only_a_request_is_answered(reply: str) -> None:
 
 def test_a_handler_must_be_callable() -> None:
     with pytest.raises(TypeError, match="callable"):
-        lowlevel._extension.configure(4096, 1)
-    lowlevel._extension.configure(4096, None)
+        lowlevel._extension.configure(4096, False, 1)
+    lowlevel._extension.configure(4096, False, None)
     assert not lowlevel._extension.has_operations()
 
 

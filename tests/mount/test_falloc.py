@@ -750,9 +750,8 @@ def test_with_the_table_of_an_old_libfuse_a_mount_says_so_once(
     (tmp_path / "old.c").write_text(_OLD_LIBFUSE)
     library = tmp_path / "old.so"
     run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "old.c"])
-    monkeypatch.setattr(
-        daxmount, "COMMAND", ["env", f"LD_PRELOAD={library}", sys.executable, "-m", "daxfs"]
-    )
+    before = f"LD_PRELOAD={os.environ.get('LD_PRELOAD', '')} {library}"
+    monkeypatch.setattr(daxmount, "COMMAND", ["env", before, sys.executable, "-m", "daxfs"])
     mount = make_mount(start=False)
     mount.start()
     mount.expect_log("libfuse is too old")

@@ -17,7 +17,9 @@ TESTS = (
     "tests/mount/test_falloc.py",
     "tests/mount/test_evictor.py",
 )
-SECONDS = 580
+IN_TIME = "while_it_holds"
+"""A test that fails where reading is too slow."""
+SECONDS = 1200
 
 
 def _said(*argv: str) -> str | None:
@@ -64,7 +66,10 @@ def test_nothing_is_found(tmp_path: Path, library: str) -> None:
         "PYTHONMALLOC": "malloc",  # so that what Python allocates is watched too
     }
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS],
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-k", f"not {IN_TIME}", *TESTS),
+        ],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

@@ -87,6 +87,33 @@ def test_reading_moves_the_access_time_at_once(make_mount: MakeMount) -> None:
         assert os.fstat(fd).st_mtime_ns == 2 * 10**18
 
 
+@pytest.mark.parametrize(("options", "asked"), [("", 1), ("dax=never", 1), ("strictatime", 3)])
+def test_the_target_of_a_symbolic_link_is_asked_for_once(
+    make_mount: MakeMount, options: str, asked: int
+) -> None:
+    """Unless each time sets the access time."""
+    mount = make_mount(options)
+    link = mount.path / "link"
+    link.symlink_to("first")
+    numbers = [link.lstat().st_ino]
+    os.utime(link, ns=(10**18, 10**18), follow_symlinks=False)
+    times = []
+    for _ in range(3):
+        assert os.readlink(link) == "first"
+        times.append(link.lstat().st_atime_ns)
+        time.sleep(0.01)
+    assert times[0] > 10**18
+    assert len(set(times)) == asked
+    with Client(str(mount.path)) as client:
+        assert client.request("stat")["latency_ns"]["readlink"]["count"] == asked
+    for length in (1, 1000, 4095, 10, 100):
+        link.unlink()
+        link.symlink_to("t" * length)
+        assert os.readlink(link) == "t" * length
+        numbers.append(link.lstat().st_ino)
+    assert len(set(numbers)) < len(numbers), "no number was used again"
+
+
 def test_writing_as_another_user_clears_suid(mount: DaxMount, nobody: OrdinaryUser) -> None:
     file = mount.path / "f"
     file.write_bytes(b"x")
