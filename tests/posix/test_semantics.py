@@ -303,8 +303,7 @@ def test_asynchronous_io(folder: Path, engine: str, direct: int) -> None:
     result = run(
         ["fio", "--name=job", f"--directory={folder}", "--size=4M", "--rw=randrw",
          "--bsrange=512-16k", "--blockalign=512", f"--ioengine={engine}", f"--direct={direct}",
-         "--iodepth=16", "--verify=crc32c", "--verify_state_save=0",
-         "--minimal"],
+         "--iodepth=16", "--verify=crc32c", "--verify_state_save=0", "--minimal"],
         check=False,
     )  # fmt: skip
     if engine == "io_uring" and "io_uring_queue_init" in result.stderr + result.stdout:
