@@ -152,7 +152,9 @@ def attach(
         raise failure(f"{mountpoint}: the mount was made, but /proc/self/mountinfo lacks it")
     if os.geteuid() == 0 and (options.atime == "strictatime" or not options.diratime):
         # Libfuse knows no such flags. They are of the mount alone, so no request comes of it.
-        change_flags(entry, MS_REMOUNT | MS_BIND | mount_flags(options))
+        # What they mean the daemon does; where this is forbidden they are not shown.
+        with contextlib.suppress(OSError):
+            change_flags(entry, MS_REMOUNT | MS_BIND | mount_flags(options))
     return entry
 
 

@@ -1,5 +1,6 @@
 """What is checked before a mount, and what mountinfo says."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from daxfs.errors import CommandError, MountExit
 from daxfs.fuse import mounting, preflight
-from daxfs.fuse.mountinfo import mount_at, mounts
+from daxfs.fuse.mountinfo import MountEntry, mount_at, mounts
 from daxfs.fuse.options import MountOptions
 
 
@@ -34,6 +35,19 @@ def test_topmost_mount_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found is not None
     assert found.source == "b"
     assert mount_at("/n") is None
+
+
+def test_mount_whose_flags_may_not_be_changed_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(entry: MountEntry, flags: int) -> None:
+        raise PermissionError(errno.EPERM, "refused by a profile")
+
+    entry = MountEntry("/m", "image", "fuse.daxfs", "0:6", "/")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(mounting.pyfuse3, "init", lambda *arguments: None)
+    monkeypatch.setattr(mounting, "mount_at", lambda place: entry)
+    monkeypatch.setattr(mounting, "change_flags", refuse)
+    options = MountOptions(atime="strictatime")
+    assert mounting.attach(mounting.pyfuse3.Operations(), "image", "/m", options) == entry
 
 
 def test_mountpoint_is_resolved(tmp_path: Path) -> None:
