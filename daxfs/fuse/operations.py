@@ -540,12 +540,12 @@ class Operations(pyfuse3.Operations):
                 part = buf if end - start == len(buf) else memoryview(buf)[start - off : end - off]
                 count = self._fs.write(inode, start, part, set_times=set_times)
                 if count < end - start:
+                    if written_back or self.enable_writeback_cache:
+                        raise FsError(errno.ENOSPC)
                     return start - off + count
             return len(buf)
 
         written = await self._run(store)
-        if written < len(buf) and (written_back or self.enable_writeback_cache):
-            raise FsError(errno.ENOSPC)
         if written_back is False and off > size:
             await self.pages.grown(inode, size, off)
         self._poller.note(len(buf))
