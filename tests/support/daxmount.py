@@ -261,8 +261,9 @@ class DaxMount:
         try:
             code = self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
+            holders = self._holders()
             self._end_by_force()
-            raise AssertionError(f"the daemon did not end\n{self.log()}") from None
+            raise AssertionError(f"the daemon did not end{holders}\n{self.log()}") from None
         left = mount_minor(self.path)
         self._forget()
         if code != 0 or left is not None:
@@ -357,6 +358,12 @@ class DaxMount:
             device.chmod(0o666)
         script = 'mount --bind "$1" /dev/fuse && shift && exec "$@"'
         return ["unshare", "--mount", "sh", "-c", script, "sh", str(device)]
+
+    def _holders(self) -> str:
+        """The processes whose mount namespaces still have the mount: it lives as long as they."""
+        pids = [entry.name for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+        holders = [pid for pid in pids if mount_minor(self.path, pid) is not None]
+        return f"; it is still mounted for processes {', '.join(holders)}" if holders else ""
 
     def _forget(self) -> None:
         self.process = None
