@@ -18,7 +18,8 @@ Invariants:
   task step in which the handler returns, so what an *earlier* step has added is answered:
   ``reading`` (before the next range is added) and the idle task hand over.
 - A READ of a range that the thread is working on never waits for the thread: the thread may be
-  waiting for the lock of a page which that READ holds.
+  waiting for the lock of a page which that READ holds. Where only whole files can be invalidated
+  that is each READ of the file.
 """
 
 import contextlib
@@ -36,6 +37,7 @@ from typing import NamedTuple
 import trio
 
 from daxfs.fuse.ledger import Ledger, Run
+from daxfs.ondisk.layout import FILE_SIZE_MAX
 from daxfs.units import PAGE_SIZE, PMD_SIZE, align_up
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,8 @@ class Evictor:
         pages are only now being mapped by the program that asked for them.
         """
         self.ledger = Ledger()
+        self.takes_ranges = True
+        """Whether *invalidate* takes no more than the runs that it is given."""
         self._evicted_bytes = 0
         self._invalidate = invalidate
         self._keep = max(budget // 2, budget - BATCH_BYTES, readahead)
@@ -175,9 +179,12 @@ class Evictor:
         """
         if self._waiters >= WAITERS_MAX:
             return
+        size = end - start
+        if not self.takes_ranges:
+            start, end = 0, FILE_SIZE_MAX
         with trio.move_on_after(WAIT_SECONDS_MAX):
             while (
-                self._is_over(end - start)
+                self._is_over(size)
                 and self._flight
                 and not any(batch.overlaps(ino, start, end) for batch in self._flight)
             ):

@@ -217,6 +217,7 @@ class Session:
             )
             entry = mounting.attach(operations, self._image_spec, self._mountpoint, self.options)
             self.fs.trace.dev = (entry.major, entry.minor)
+            self.evictor.takes_ranges = lowlevel.takes_ranges()
             missing = lowlevel.missing()
             if missing is not None:
                 log.warning("%s", missing)

@@ -222,6 +222,19 @@ def test_read_waits_at_the_hard_limit_until_the_thread_has_caught_up() -> None:
     _run(test, kernel)
 
 
+async def _expect_no_wait(evictor: Evictor, ino: int, start: int, end: int) -> None:
+    returned = trio.Event()
+
+    async def reader() -> None:
+        await evictor.wait(ino, start, end)
+        returned.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        await trio.testing.wait_all_tasks_blocked()
+        assert returned.is_set()
+
+
 def test_read_of_what_the_thread_works_on_does_not_wait() -> None:
     """The thread may wait for the lock of a page that this very READ holds."""
     kernel = Kernel()
@@ -230,8 +243,21 @@ def test_read_of_what_the_thread_works_on_does_not_wait() -> None:
     async def test(evictor: Evictor) -> None:
         evictor.served(1, [(0, HARD_LIMIT_FACTOR * BUDGET + P)])
         assert evictor.reading(P)
-        with trio.fail_after(0.2):
-            await evictor.wait(1, 3 * P, 4 * P)
+        await _expect_no_wait(evictor, 1, 3 * P, 4 * P)
+        kernel.gate.set()
+
+    _run(test, kernel)
+
+
+def test_read_of_a_file_that_is_invalidated_as_a_whole_does_not_wait() -> None:
+    kernel = Kernel()
+    kernel.gate.clear()
+
+    async def test(evictor: Evictor) -> None:
+        evictor.takes_ranges = False
+        evictor.served(1, [(0, HARD_LIMIT_FACTOR * BUDGET + P)])
+        assert evictor.reading(P)
+        await _expect_no_wait(evictor, 1, 1000 * P, 1001 * P)
         kernel.gate.set()
 
     _run(test, kernel)
