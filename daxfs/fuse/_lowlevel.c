@@ -4,9 +4,10 @@
  * The module is loaded with RTLD_GLOBAL before pyfuse3 is imported.  Three functions of libfuse that
  * pyfuse3 calls are therefore found here first; each does its small work and calls the real one:
  *
- *   fuse_session_new          keeps the session pointer (a range of a file can be invalidated only
- *                             with it), puts its own handlers of INIT, READ and WRITE before
- *                             pyfuse3's, and adds handlers of the requests that it does not know
+ *   fuse_session_new          (since libfuse 3.17 fuse_session_new_versioned) keeps the session
+ *                             pointer (a range of a file can be invalidated only with it), puts
+ *                             its own handlers of INIT, READ and WRITE before pyfuse3's, and adds
+ *                             handlers of the requests that it does not know
  *   fuse_session_receive_buf  never blocks: a request that vanished between epoll and read (its
  *                             program was killed) would otherwise stop the whole event loop; and
  *                             makes COPY_FILE_RANGE_64 a request that libfuse knows
@@ -43,9 +44,6 @@
 
 #if __has_include(<fuse_lowlevel.h>)
 #include <fuse_lowlevel.h>
-#if FUSE_MAJOR_VERSION != 3 || FUSE_MINOR_VERSION >= 17
-#error "libfuse 3.17 renamed fuse_session_new(); this module knows libfuse 3.8 to 3.16"
-#endif
 #else
 #error "the headers of libfuse 3 are missing: install libfuse3-dev (Debian, Ubuntu) or fuse3-devel"
 #endif
@@ -268,16 +266,12 @@ static int add_handlers(struct fuse_lowlevel_ops *table, size_t size)
 	return 1;
 }
 
-struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
-				      size_t op_size, void *userdata)
+/* A copy of *op* with the handlers above, for the caller to free once libfuse has made its own; NULL
+ * without memory. */
+static struct fuse_lowlevel_ops *new_table(const struct fuse_lowlevel_ops *op, size_t op_size)
 {
-	struct fuse_session *(*real_new)(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
-					 void *) = real_function("fuse_session_new");
-	struct fuse_session *made;
-	struct fuse_lowlevel_ops *table;
+	struct fuse_lowlevel_ops *table = malloc(op_size);
 
-	/* libfuse copies the table, so ours need not outlive the call. */
-	table = malloc(op_size);
 	if (!table)
 		return NULL;
 	memcpy(table, op, op_size);
@@ -291,15 +285,51 @@ struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_
 	if (inner_write_buf)
 		table->write_buf = companion_write_buf;
 	handles_requests = request_handler && add_handlers(table, op_size);
-	made = real_new(args, table, op_size, userdata);
-	free(table);
+	return table;
+}
 
+static void keep_session(struct fuse_session *made)
+{
 	pthread_rwlock_wrlock(&session_lock);
 	session = made;
 	session_number++;
 	pthread_rwlock_unlock(&session_lock);
+}
+
+/* Since libfuse 3.17 fuse_session_new() is inline, and what pyfuse3 calls is the function in it. */
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
+						const struct fuse_lowlevel_ops *op, size_t op_size,
+						struct libfuse_version *version, void *userdata)
+{
+	__typeof__(&fuse_session_new_versioned) real_new =
+		real_function("fuse_session_new_versioned");
+	struct fuse_lowlevel_ops *table = new_table(op, op_size);
+	struct fuse_session *made;
+
+	if (!table)
+		return NULL;
+	made = real_new(args, table, op_size, version, userdata);
+	free(table);
+	keep_session(made);
 	return made;
 }
+#else
+struct fuse_session *fuse_session_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+				      size_t op_size, void *userdata)
+{
+	__typeof__(&fuse_session_new) real_new = real_function("fuse_session_new");
+	struct fuse_lowlevel_ops *table = new_table(op, op_size);
+	struct fuse_session *made;
+
+	if (!table)
+		return NULL;
+	made = real_new(args, table, op_size, userdata);
+	free(table);
+	keep_session(made);
+	return made;
+}
+#endif
 
 #define COPY_FILE_RANGE_OPCODE 47
 #define COPY_FILE_RANGE_64_OPCODE 53
