@@ -256,7 +256,7 @@ static void companion_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, vo
 /* Put the handlers above into *table*, of *size* bytes; false if it is too old to have room. */
 static int add_handlers(struct fuse_lowlevel_ops *table, size_t size)
 {
-	/* lseek is the youngest of them, and the last field. */
+	/* lseek is the youngest of them, and the last field of the four. */
 	if (size < offsetof(struct fuse_lowlevel_ops, lseek) + sizeof(table->lseek))
 		return 0;
 	table->fallocate = companion_fallocate;

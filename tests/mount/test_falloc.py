@@ -738,10 +738,19 @@ _OLD_LIBFUSE = """
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stddef.h>
+#define UP_TO_LSEEK (43 * sizeof(void *)) /* the operations before it */
 void *fuse_session_new(void *args, const void *operations, size_t size, void *data)
 {
 	void *(*next)(void *, const void *, size_t, void *) = dlsym(RTLD_NEXT, "fuse_session_new");
-	return next(args, operations, size - sizeof(void *), data); /* lseek is the last */
+	return next(args, operations, UP_TO_LSEEK, data);
+}
+/* the same since libfuse 3.17 */
+void *fuse_session_new_versioned(void *args, const void *operations, size_t size, void *from,
+	void *data)
+{
+	void *(*next)(void *, const void *, size_t, void *, void *);
+	next = dlsym(RTLD_NEXT, "fuse_session_new_versioned");
+	return next(args, operations, UP_TO_LSEEK, from, data);
 }
 """
 
