@@ -51,6 +51,7 @@ def test_root_may_not_look_into_an_ordinary_users_mount(unprivileged: MakeMount)
 
 def test_readahead_that_needs_root_is_left_out_without_a_word(unprivileged: MakeMount) -> None:
     mount = unprivileged("readahead=2M")
+    run([*mount.client(), "ls", mount.path])  # answered once the daemon has set all that it may
     mount.stop()
     mount.check_log()
 
