@@ -706,6 +706,16 @@ def test_a_session_ends_before_its_requests_are_answered(
     assert broken.log().count("answered late") == 1
 
 
+def _expect_fallbacks(fd: int) -> None:
+    """What programs see of a file of one page where the mount lacks the operations."""
+    with _error(errno.EOPNOTSUPP):
+        fallocate(fd, 0, 0, PAGE)
+    with _error(errno.ENOTTY):
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))
+    assert os.lseek(fd, 0, os.SEEK_HOLE) == PAGE
+    assert os.copy_file_range(fd, fd, 100, 0, PAGE) == 100
+
+
 def test_without_the_extension_a_mount_says_so_once(
     make_mount: MakeMount, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -719,12 +729,7 @@ def test_without_the_extension_a_mount_says_so_once(
     mount.expect_log("no fallocate, no lseek for holes")
     assert mount.log().count("no fallocate, no lseek for holes") == 1
     with _file(mount.path / "f", b"x" * PAGE) as fd:
-        with _error(errno.EOPNOTSUPP):
-            fallocate(fd, 0, 0, PAGE)
-        with _error(errno.ENOTTY):
-            fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))
-        assert os.lseek(fd, 0, os.SEEK_HOLE) == PAGE
-        assert os.copy_file_range(fd, fd, 100, 0, PAGE) == 100
+        _expect_fallbacks(fd)
         # Pages before the one that is written could be taken back only with that one too.
         assert os.pwrite(fd, b"x", 3 * PAGE) == 1
         os.ftruncate(fd, 5 * PAGE + 1)
@@ -770,11 +775,6 @@ def test_with_the_table_of_an_old_libfuse_a_mount_says_so_once(
     mount.expect_log("libfuse is too old")
     assert mount.log().count("libfuse is too old") == 1
     with _file(mount.path / "f", b"x" * PAGE) as fd:
-        with _error(errno.EOPNOTSUPP):
-            fallocate(fd, 0, 0, PAGE)
-        with _error(errno.ENOTTY):
-            fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8))
-        assert os.lseek(fd, 0, os.SEEK_HOLE) == PAGE
-        assert os.copy_file_range(fd, fd, 100, 0, PAGE) == 100
+        _expect_fallbacks(fd)
     with Client(str(mount.path)) as client:
         assert client.request("stat")["range_eviction"] is True
