@@ -23,7 +23,7 @@ from daxfs.alloc.blocks import BlockAllocator
 from daxfs.alloc.inodes import InodeAllocator
 from daxfs.dax.rw import Dax
 from daxfs.errors import CorruptionError, FsError
-from daxfs.fs.blockmap import BlockMap
+from daxfs.fs.blockmap import BlockMap, Change
 from daxfs.fs.dir import Directories
 from daxfs.fs.inode import Inode
 from daxfs.fs.iomap import FileIomapOps
@@ -73,6 +73,12 @@ class Operation:
     def change(self, inode: Inode) -> None:
         """Have the row of *inode* stored at the end of the operation."""
         self.inodes[inode.ino] = inode
+
+    def remap(self, inode: Inode, change: Change) -> None:
+        """Take over what the block map says of the tree of *inode*."""
+        inode.map_root = change.root
+        inode.blocks += change.blocks
+        self.change(inode)
 
     def modify(self, inode: Inode) -> None:
         """Set mtime and ctime of *inode* to now."""

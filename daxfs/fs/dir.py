@@ -244,8 +244,7 @@ class Directories:
             index.free.remove(start)
             index.holes.add(page)
             change = self._core.map.clear(op.tx, directory.map_root, page, page + 1)
-            directory.map_root = change.root
-            directory.blocks += change.blocks
+            op.remap(directory, change)
         del index.names[dirent.name]
         del index.order[dirent.offset]
         self._trim(directory, index)
@@ -267,8 +266,7 @@ class Directories:
         core.persist.flush(place, BLOCK_SIZE)
         change = core.map.publish(op.tx, directory.map_root, page, block, 1)
         op.change_index(directory)
-        directory.map_root = change.root
-        directory.blocks += change.blocks
+        op.remap(directory, change)
         index.holes.discard(page)
         directory.size = max(directory.size, (page + 1) << PAGE_SHIFT)
         op.change(directory)

@@ -187,16 +187,12 @@ class SpaceOperations(FileOperations):
         self, op: Operation, inode: Inode, pages: PageRange, take: Take, *, unwrite: bool
     ) -> None:
         change = self.map.fill(op.tx, inode.map_root, *pages, take, unwrite=unwrite)
-        inode.map_root = change.root
-        inode.blocks += change.blocks
-        op.change(inode)
+        op.remap(inode, change)
 
     def _clear(self, op: Operation, inode: Inode, first: int, last: int) -> None:
         """Free the blocks of pages first .. last-1."""
         change = self.map.clear(op.tx, inode.map_root, first, last)
-        inode.map_root = change.root
-        inode.blocks += change.blocks
-        op.change(inode)
+        op.remap(inode, change)
 
     # --- seek ------------------------------------------------------------------------------------
 

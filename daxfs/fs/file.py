@@ -219,8 +219,7 @@ class FileOperations(XattrOperations):
             self._log_tail(op, inode, size)
             self.dax.truncate(inode, size)
             change = self.map.clear(op.tx, inode.map_root, -(-size // PAGE_SIZE))
-            inode.map_root = change.root
-            inode.blocks += change.blocks
+            op.remap(inode, change)
         else:
             self._zero_tail(inode)
         inode.size = size

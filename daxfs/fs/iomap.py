@@ -85,9 +85,7 @@ class FileIomapOps:
             change = self._core.map.publish(
                 op.tx, file.map_root, first, block, count, op.spare_nodes, promote=True
             )
-            file.map_root = change.root
-            file.blocks += change.blocks
-            op.change(file)
+            op.remap(file, change)
             op.published.append((file, first, count))
 
     def _operation(self) -> "Operation":

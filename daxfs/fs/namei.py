@@ -208,8 +208,7 @@ class NameOperations(FileOperations):
         self.persist.store(block * BLOCK_SIZE, target.ljust(BLOCK_SIZE, b"\0"))
         self.persist.flush(block * BLOCK_SIZE, BLOCK_SIZE)
         change = self.map.publish(op.tx, 0, 0, block, 1)
-        inode.map_root = change.root
-        inode.blocks += change.blocks
+        op.remap(inode, change)
         inode.size = len(target)
 
     def link(self, inode: Inode, directory: Inode, name: bytes) -> None:
