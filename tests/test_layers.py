@@ -25,6 +25,7 @@ ALLOWED = {
     "fuse": {"fs", "mkfs"} | BELOW_FS,
     "cli": {"fuse", "fsck", "inspect", "fs", "mkfs"} | BELOW_FS,
     "bench": {"cli", "fuse", "fsck", "inspect", "fs", "mkfs"} | BELOW_FS,
+    "testing": {"cli", "fuse", "fsck", "inspect", "fs", "mkfs"} | BELOW_FS,
     "trace": {"errors", "units"},
     "errors": set(),
     "units": set(),

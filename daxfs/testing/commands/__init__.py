@@ -1,0 +1,1 @@
+"""The commands of ``scripts/crash-test``, one module each; see ``main``."""
