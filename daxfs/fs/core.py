@@ -9,6 +9,16 @@ Invariants
   indexes that it changed are dropped.
 - There is at most one Inode object of a number.
 - Operations do not nest, and nothing awaits inside one.
+
+Ordering, the same for every operation (the argument in full: journal/undo.py)
+1. What is changed in place is logged first: ``op.tx`` stores and fences the old bytes, then stores
+   the new ones. A crash from there on finds the old bytes, and puts them back.
+2. What nothing refers to yet - new data, map nodes, directory blocks, xattr blobs - is stored into
+   free blocks without the log: a crash leaves it unreachable.
+3. All of it is fenced; then one aligned 8-byte store, the journal's finished seq, makes the whole
+   operation true. That is the one commit point; the operations below only say what they log.
+4. After it, not before, the memory follows: freed blocks and inodes may be taken again, discards
+   may run. So nobody can store to a block that a crash would still give back to its old owner.
 """
 
 import errno

@@ -203,7 +203,11 @@ class Directories:
         return not self.index(directory).names
 
     def insert(self, op: "Operation", directory: Inode, name: bytes, ino: int, kind: int) -> None:
-        """Add *name*, which is not there; *kind* is a DT_ value. ENOSPC with nothing changed."""
+        """Add *name*, which is not there; *kind* is a DT_ value. ENOSPC with nothing changed.
+
+        Ordering: the record is stored over logged free space; a new block is stored as free space
+        before the map entry, logged, makes it reachable.
+        """
         index = self.index(directory)
         size = dirent_size(len(name))
         place = index.free.take(size)

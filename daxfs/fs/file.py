@@ -74,6 +74,12 @@ class FileOperations(XattrOperations):
         Not *set_times*: mtime and ctime stay, for the caller keeps them and sets them itself.
         Fewer than all when the image becomes full or the file reaches 16 TiB on the way. ENOSPC,
         EFBIG: not one byte fits. EROFS, EISDIR, EINVAL, EUCLEAN.
+
+        Ordering: new blocks are stored whole, then the map entries and the row are logged, stored,
+        and commit together; so a new page shows its data or is a hole. Bytes that are overwritten
+        are stored in place without a log, as on DAX: a crash leaves each aligned 8 bytes of them
+        old or new, and the fence of the commit makes them durable. One transaction holds at most
+        WRITE_MAX bytes: a crash in a longer write leaves the first of them.
         """
         self._expect_file(inode)
         if self.read_only:
@@ -139,6 +145,9 @@ class FileOperations(XattrOperations):
 
         With ``fence=False`` the caller fences and then calls ``finish`` of the result, see
         Dax.writeback. *datasync* changes nothing. EIO.
+
+        Ordering: the dirty ranges are flushed, then fenced; nothing is stored, and only then are
+        their entries clean.
         """
         writeback = self.dax.writeback(inode, fence=False)
         if fence:
@@ -178,6 +187,10 @@ class FileOperations(XattrOperations):
         A chown of anything but a directory clears suid, and sgid if the group may execute
         (notify_change() in fs/attr.c), unless it brings a mode of its own. EFBIG, EISDIR, EINVAL
         (size), EROFS.
+
+        Ordering: the row is logged, and with a smaller size the map entries that go and the bytes
+        that are zeroed in the last page; blocks are free after the commit. With a larger size the
+        bytes behind the old end are zeroed without a log: nobody sees them before the commit.
         """
         if changes == AttrChanges():
             return
@@ -289,7 +302,11 @@ class FileOperations(XattrOperations):
             log.error("inode %d could not be freed: %s", inode.ino, error)
 
     def _delete_inode(self, op: Operation, inode: Inode) -> None:
-        """Free the blocks and the row of *inode*."""
+        """Free the blocks and the row of *inode*.
+
+        Ordering: the row is logged, and of the trees what clear() changes: nothing, since they go
+        whole. Blocks and row can be taken again after the commit.
+        """
         op.change(inode)
         if inode.is_reg:
             self.dax.truncate(inode, 0)

@@ -2,6 +2,10 @@
 
 Kernel counterpart: fs/ext4/namei.c. The kernel has checked permissions (default_permissions, the
 sticky bit too); what is left to check is here, also where the kernel would have found it.
+
+Ordering (core.py says what all operations share): each operation here is one transaction over the
+directory records and the inode rows that it names, so a crash never shows a name without its inode,
+an inode without its name, or a link count that is not the number of names.
 """
 
 import errno
@@ -157,6 +161,11 @@ class NameOperations(FileOperations):
         rdev: int = 0,
         target: bytes = b"",
     ) -> Inode:
+        """Make an inode with a name.
+
+        Ordering: logged are its row, the record, the row of *directory*, and the map entries of a
+        directory block that is added. Target, attributes and that block go into free blocks.
+        """
         with self.operation() as op:
             self._expect_free(directory, name)
             is_dir = stat.S_ISDIR(mode)
@@ -212,7 +221,10 @@ class NameOperations(FileOperations):
         inode.size = len(target)
 
     def link(self, inode: Inode, directory: Inode, name: bytes) -> None:
-        """Give *inode* another name. EPERM (a directory), EMLINK, ENOENT (it has none left)."""
+        """Give *inode* another name. EPERM (a directory), EMLINK, ENOENT (it has none left).
+
+        Ordering: the record and the row with the link count are logged, and commit together.
+        """
         with self.operation() as op:
             self._expect_free(directory, name)
             if inode.is_dir:
@@ -229,7 +241,12 @@ class NameOperations(FileOperations):
     # --- removing --------------------------------------------------------------------------------
 
     def unlink(self, directory: Inode, name: bytes) -> None:
-        """Remove a name that is no directory's. ENOENT, EISDIR."""
+        """Remove a name that is no directory's. ENOENT, EISDIR.
+
+        Ordering: logged are the record and the rows; of a file that goes, not one block is touched
+        before the commit. A file that is still open becomes an orphan by its row alone (links 0),
+        and is freed by ``_put``, or by the next mount.
+        """
         with self.operation() as op:
             dirent, inode = self._find_existing(directory, name)
             if inode.is_dir:
@@ -238,7 +255,10 @@ class NameOperations(FileOperations):
             self._drop_link(op, directory, inode)
 
     def rmdir(self, directory: Inode, name: bytes) -> None:
-        """Remove an empty directory. ENOENT, ENOTDIR, ENOTEMPTY."""
+        """Remove an empty directory. ENOENT, ENOTDIR, ENOTEMPTY.
+
+        Ordering: as unlink, and the link that ``..`` was goes from the parent's row with it.
+        """
         with self.operation() as op:
             dirent, inode = self._find_existing(directory, name)
             if not inode.is_dir:
@@ -272,6 +292,9 @@ class NameOperations(FileOperations):
 
         ENOENT, EEXIST, EINVAL (flags, or a directory into itself), EISDIR, ENOTDIR, ENOTEMPTY,
         EMLINK, ENOSPC, ENAMETOOLONG.
+
+        Ordering: both records, the rows of both directories, of what moves, and of what it replaces
+        are logged and commit together: at no moment are there two names, or none.
         """
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise FsError(errno.EINVAL)

@@ -13,6 +13,7 @@ FileSystem is one object made of layers, each in its own module:
 
 The state word of the image goes CLEAN -> DIRTY when it is mounted for writing, before anything
 else changes, and back at unmount, or when it becomes read-only, after everything else is durable.
+Each is one aligned 8-byte store, fenced; the bitmap of the image is believed only with CLEAN.
 ERROR is left to fsck.
 """
 
@@ -135,7 +136,7 @@ class FileSystem(NameOperations, SpaceOperations):
         return self.iget(ROOT_INO)
 
     def _start(self, state: int) -> None:
-        """Mark the image as mounted for writing."""
+        """Mark the image as mounted for writing: DIRTY is durable before anything else changes."""
         if state == STATE_ERROR:
             log.warning("the image was damaged when it was last mounted: run daxfs fsck on it")
         else:

@@ -153,6 +153,9 @@ class XattrOperations(Core):
     def _store_xattrs(self, op: Operation, inode: Inode, attributes: dict[bytes, bytes]) -> None:
         """Make *attributes* those of *inode*.
 
+        Ordering: the new blob goes into free blocks; the row, which is logged, changes over to it;
+        the blocks of the old blob are free after the commit.
+
         ENOSPC, also for more than XATTR_TOTAL_MAX bytes, or XATTR_LIST_MAX bytes of names.
         """
         root = grown = 0
