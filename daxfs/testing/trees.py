@@ -14,11 +14,13 @@ from collections.abc import Callable
 from typing import Final
 
 from daxfs.fs import acl
+from daxfs.fs.dir import COOKIE_BASE
 from daxfs.fs.falloc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
 from daxfs.fs.super import FileSystem
-from daxfs.units import PAGE_SIZE
+from daxfs.ondisk.layout import DIRENT_HEADER, dirent_size
+from daxfs.units import PAGE_SIZE, PMD_SIZE
 
 ROOT: Final = Cred(0, 0)
 LONG: Final = b"n" * 255
@@ -93,28 +95,132 @@ def sparse(fs: FileSystem) -> None:
 
 
 def full_block(fs: FileSystem) -> None:
-    """The blocks of the root and of ``d`` have no room for another name of any length."""
+    """The blocks of the root and of ``d`` have no room for another name."""
     small(fs)
-    file = at(fs, "f")
     for folder in (fs.root, at(fs, "d")):
-        used = sum(entry.type != 0 for entry in fs.readdir(folder))
-        for i in range(used, 16):
-            fs.link(file, folder, b"%02d" % i + b"n" * 242)
-        while _has_room(fs, folder):
-            index = fs.directories.index(folder)
-            fs.link(file, folder, b"z%02d" % len(index.names) + b"n" * 5)
+        _fill_folder(fs, folder)
 
 
-def _has_room(fs: FileSystem, folder: Inode) -> bool:
-    return fs.directories.index(folder).free.take(16) is not None
+def _fill_folder(fs: FileSystem, folder: Inode) -> None:
+    """Fill the last block of *folder* to its end with names of ``f``: a number and ``nn..``."""
+    longest = dirent_size(255)
+    names = fs.directories.index(folder).names
+    while room := folder.size - _names_end(fs, folder):
+        length = 255 if room > longest else room - DIRENT_HEADER.size
+        fs.link(at(fs, "f"), folder, (b"%02d" % len(names)).ljust(length, b"n"))
+
+
+def _names_end(fs: FileSystem, folder: Inode) -> int:
+    """The byte of *folder* behind its last name."""
+    last = fs.directories.index(folder).order.peekitem(-1)[1]
+    return int(last.offset + last.rec_len)
+
+
+def two_blocks(fs: FileSystem) -> None:
+    """The root has a second block, in which there is only the name ``alone``."""
+    full_block(fs)
+    new_file(fs, "alone", b"a" * 300)
+
+
+def gap(fs: FileSystem) -> None:
+    """The second of three blocks of the root is a hole."""
+    two_blocks(fs)
+    _fill_folder(fs, fs.root)
+    new_file(fs, "last")
+    for entry in list(fs.readdir(fs.root)):
+        if PAGE_SIZE <= entry.next_cookie - COOKIE_BASE < 2 * PAGE_SIZE:
+            fs.unlink(fs.root, entry.name)
+
+
+def deep(fs: FileSystem) -> None:
+    """Folders in folders: ``d/sub/a/b/c``; and ``e`` has one name, ``only``."""
+    small(fs)
+    for path in ("d/sub/a", "d/sub/a/b", "d/sub/a/b/c"):
+        fs.mkdir(*place(fs, path), 0o755, ROOT)
+    new_file(fs, "e/only", b"o")
+
+
+def tall(fs: FileSystem) -> None:
+    """``t`` has data in the first and the last leaf of a map of three levels."""
+    small(fs)
+    file = new_file(fs, "t", b"t" * 3 * PAGE_SIZE)
+    for page in (510, 513, 600, 1000 * 1000):
+        fs.write(file, page * PAGE_SIZE, b"%07d" % page * 500)
+
+
+def attributes(fs: FileSystem) -> None:
+    """``f`` has attributes of three blocks, ``d`` a default list, and ``x`` an access list."""
+    small(fs)
+    fs.setxattr(at(fs, "f"), b"user.a", b"1" * 9000)
+    fs.setxattr(at(fs, "d"), acl.XATTR_DEFAULT, acl.encode(LIST))
+    fs.setxattr(at(fs, "x"), acl.XATTR_ACCESS, acl.encode(LIST))
+
+
+def nearly_full(fs: FileSystem) -> None:
+    """Two blocks are free."""
+    small(fs)
+    _fill_image(fs, 2)
+
+
+def full(fs: FileSystem) -> None:
+    """No block is free."""
+    small(fs)
+    _fill_image(fs, 0)
+
+
+def scattered(fs: FileSystem) -> None:
+    """Thirty blocks are free, no two of them side by side."""
+    full(fs)
+    for page in range(0, 60, 2):
+        fs.fallocate(at(fs, "filler"), PUNCH, page * PAGE_SIZE, PAGE_SIZE)
+
+
+def allocated(fs: FileSystem) -> None:
+    """``f`` and ``d/g`` are followed by pages that are allocated, and not written."""
+    small(fs)
+    fs.fallocate(at(fs, "f"), KEEP, 0, 8 * PAGE_SIZE)
+    fs.fallocate(at(fs, "d/g"), 0, 0, 3 * PAGE_SIZE)
+
+
+def chunks(fs: FileSystem) -> None:
+    """``c`` is a chunk of unwritten pages, ``w`` one of data, each under one entry of the map."""
+    small(fs)
+    fs.fallocate(new_file(fs, "c"), 0, 0, PMD_SIZE)
+    fs.fallocate(at(fs, "c"), 0, PMD_SIZE, PAGE_SIZE)
+    file = new_file(fs, "w")
+    fs.fallocate(file, 0, 0, PMD_SIZE + PAGE_SIZE)
+    fs.write(file, 0, b"w" * PMD_SIZE)
+
+
+def nearly_chunk(fs: FileSystem) -> None:
+    """``w`` lacks one page to a chunk of data."""
+    small(fs)
+    file = new_file(fs, "w")
+    fs.write(file, PMD_SIZE, b"w")
+    fs.open(file)
+    fs.write(file, 0, b"w" * (PMD_SIZE - PAGE_SIZE))
+    fs.release(file)
 
 
 TREES: Final[dict[str, Prepare]] = {
     "empty": empty,
     "small": small,
+    "full-block": full_block,
+    "two-blocks": two_blocks,
+    "gap": gap,
+    "deep": deep,
+    "tall": tall,
+    "attributes": attributes,
+    "nearly-full": nearly_full,
+    "full": full,
+    "scattered": scattered,
+    "allocated": allocated,
+    "chunks": chunks,
+    "nearly-chunk": nearly_chunk,
 }
+"""The prepared trees, by name."""
 
-_SIZES: Final[dict[str, int]] = {}
+_SIZES: Final = {"chunks": 10 * _MIB, "nearly-chunk": 10 * _MIB}
 
 
 def image_size(tree: str) -> int:

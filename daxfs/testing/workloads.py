@@ -2,11 +2,12 @@
 
     trees       the prepared trees
     steps       the operation instances
-    ONE         each instance on the trees where it does something of its own
+    ONE         each instance on each tree where it does something of its own
     two         each pair of ``PAIRED`` on the tree ``small``
-    three       a seeded sample of triples of all instances there
+    three       a seeded sample of triples there
 
-A workload is known by its name, ``tree/step+step``, from which ``workload`` makes it again.
+A workload is known by its name, ``tree/step+step``, from which ``workload`` makes it again. To be
+run it needs a mount with access control lists, since some steps set them.
 
 Invariants
 - Everything is deterministic; only ``three`` takes a seed. Time is the engine's.
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Final, NamedTuple
 
-from daxfs.testing.steps import STEPS, Step
+from daxfs.testing.steps import ELSEWHERE, SMALL, STEPS, Step
 from daxfs.testing.trees import TREES, image_size
 
 __all__ = ["INSTANCES", "ONE", "PAIRED", "TREES", "Step", "Workload", "three", "two", "workload"]
@@ -25,8 +26,44 @@ __all__ = ["INSTANCES", "ONE", "PAIRED", "TREES", "Step", "Workload", "three", "
 INSTANCES: Final = STEPS
 """The operation instances, by name."""
 
-PAIRED: Final = list(STEPS)
+_UNPAIRED: Final = (
+    *("create-umask", "mknod-socket", "mkdir-long", "link-long", "unlink-keep-x", "rename-long"),
+    *(
+        "rename-noreplace",
+        "replace-f-from-d",
+        "replace-by-d",
+        "exchange-sub-file",
+        "append-to-page",
+    ),
+    *("write-farthest", "write-behind", "truncate-hole", "truncate-in-data", "truncate-same"),
+    *("open-truncate-suid", "punch-last", "zero-keep", "zero-one-page", "copy-unwritten-behind"),
+    *("set-flags", "setxattr-empty", "set-plain-list", "unmount-mount"),
+)
+"""Those on the tree ``small`` of which another of the same operation says enough in pairs."""
+
+PAIRED: Final = tuple(name for name in SMALL if name not in _UNPAIRED)
 """The names of the instances of which every pair is run."""
+
+_MAKING: Final = ("create", "mknod", "mkdir", "symlink", "link")
+_MOVING: Final = ("rename", "replace", "exchange")
+_REMOVING: Final = ("unlink", "rmdir")
+_GROWING: Final = ("append", "write", "truncate-up", "allocate", "zero", "copy", "setxattr")
+_CUTTING: Final = ("truncate", "open-truncate", "punch", "unlink")
+
+_KINDS: Final[dict[str, tuple[str, ...]]] = {
+    "empty": ("create-long", "create", "mknod-fifo", "mkdir", "symlink", "unmount"),
+    "full-block": (*_MAKING, *_MOVING, "unlink"),
+    "two-blocks": (*_MAKING, *_MOVING, *_REMOVING),
+    "gap": (*_MAKING, "rename"),
+    "deep": (*_MOVING, "rmdir"),
+    "tall": ("append", "write-far", "copy", "unmount"),
+    "attributes": (*_REMOVING, "create", "mkdir-in-d", "chmod", "chown", "setxattr", "set-"),
+    "nearly-full": (*_MAKING, *_GROWING),
+    "full": (*_GROWING, *_CUTTING, "mkdir", "rename", "rmdir"),
+    "scattered": (*_GROWING, "create", "mkdir", "symlink-long"),
+    "allocated": (*_GROWING, *_CUTTING),
+}
+"""The steps of the tree ``small`` that are of interest on another tree, by how names begin."""
 
 
 class Workload(NamedTuple):
@@ -55,12 +92,20 @@ def workload(name: str) -> Workload:
     return _workload(tree, *steps)
 
 
-ONE: Final = [_workload("small", name) for name in STEPS]
+def _one() -> Iterator[Workload]:
+    for tree in TREES:
+        kinds = _KINDS.get(tree, ())
+        names = SMALL if tree == "small" else [n for n in SMALL if n.startswith(kinds)]
+        for name in (*names, *ELSEWHERE.get(tree, ())):
+            yield _workload(tree, name)
+
+
+ONE: Final = list(_one())
 """The workloads of one operation."""
 
 
 def two() -> Iterator[Workload]:
-    """All workloads of two operations."""
+    """The workloads of two operations."""
     for first, second in product(PAIRED, repeat=2):
         yield _workload("small", first, second)
 
