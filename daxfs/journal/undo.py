@@ -14,7 +14,7 @@ is all valid entries up to the first that is not.
 Why the order is enough
 1. An entry is stored, flushed and fenced before the store that it can undo. So whatever part of an
    in-place store survives a crash, its entry does too. An entry that is torn fails its checksum;
-   then no store behind it has happened (``log_many``: nor any store of the same batch).
+   then no store behind it has happened.
 2. Commit flushes and fences every in-place store and every new block, and only then stores the
    finished seq: one aligned 8-byte store, which is the commit point. Before it, recovery undoes
    all; after it, all entries are dead, since their seq is no longer the finished seq + 1.
@@ -34,7 +34,7 @@ Invariants
 import errno
 import struct
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, NamedTuple
@@ -145,14 +145,6 @@ class Transaction:
     def log(self, offset: int, length: int) -> None:
         """Make the present bytes of a range undoable. Raises FsError(ENOSPC): journal full."""
         if self._append(offset, length):
-            self._persist.fence()
-
-    def log_many(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """``log`` for several (offset, length) with one fence. Raises FsError(ENOSPC)."""
-        appended = False
-        for offset, length in ranges:
-            appended |= self._append(offset, length)
-        if appended:
             self._persist.fence()
 
     def store(self, offset: int, data: Buffer) -> None:

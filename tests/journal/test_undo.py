@@ -174,16 +174,6 @@ def test_a_range_is_logged_once(f: Fixture) -> None:
         assert tx.room == room - entry_size(14)
 
 
-def test_log_many_shares_one_fence_and_logs_all(f: Fixture) -> None:
-    with f.journal.begin() as tx:
-        f.persist.observer = f
-        tx.log_many([(DATA, 8), (DATA + 100, 8), (DATA + 200, 8)])
-        tx.store(DATA + 100, b"12345678")
-        assert [kind for kind, _, _ in f.events].count("fence") == 1
-        assert len(scan(f.image.mem, SB)) == 3
-        f.persist.observer = None
-
-
 def test_full_journal_is_enospc_before_anything_is_stored(f: Fixture) -> None:
     before = f.data()
 
@@ -262,17 +252,11 @@ def store_after_log(f: Fixture, tx: Transaction) -> None:
     f.persist.flush(DATA, 8)
 
 
-def store_after_log_many(f: Fixture, tx: Transaction) -> None:
-    tx.log_many([(DATA, 8)])
-    tx.store(DATA, bytes(8))
-
-
 WAYS: dict[str, Callable[[Fixture, Transaction], None]] = {
     "store": lambda f, tx: tx.store(DATA, b"abc"),
     "store_u64": lambda f, tx: tx.store_u64(DATA, 7),
     "fill": lambda f, tx: tx.fill(DATA, 100),
     "log": store_after_log,
-    "log_many": store_after_log_many,
 }
 
 
@@ -317,9 +301,7 @@ steps = st.lists(
 )
 
 
-def run_steps(tx: Transaction, persist: Persist, todo: list[Step], batch: bool) -> None:
-    if batch:
-        tx.log_many([(DATA + place, length) for _, place, length, _ in todo])
+def run_steps(tx: Transaction, persist: Persist, todo: list[Step]) -> None:
     for how, place, length, byte in todo:
         data = bytes([byte]) * length
         match how:
@@ -335,9 +317,9 @@ def run_steps(tx: Transaction, persist: Persist, todo: list[Step], batch: bool) 
                 persist.flush(DATA + place, length)
 
 
-def run_transaction(f: Fixture, todo: list[Step], batch: bool, abort: bool) -> None:
+def run_transaction(f: Fixture, todo: list[Step], abort: bool) -> None:
     with suppress(Boom), f.journal.begin() as tx:
-        run_steps(tx, f.persist, todo, batch)
+        run_steps(tx, f.persist, todo)
         if abort:
             fail()
 
@@ -391,13 +373,13 @@ def power_cut(
 
 
 @settings(max_examples=60, deadline=None)
-@given(first=steps, second=steps, batch=st.booleans(), abort=st.booleans())
+@given(first=steps, second=steps, abort=st.booleans())
 def test_killed_at_any_step_it_is_all_or_nothing(
-    first: list[Step], second: list[Step], batch: bool, abort: bool
+    first: list[Step], second: list[Step], abort: bool
 ) -> None:
     with Fixture() as f:
-        run_transaction(f, first, batch, abort=False)
-        before, events = states(f, lambda: run_transaction(f, second, batch, abort))
+        run_transaction(f, first, abort=False)
+        before, events = states(f, lambda: run_transaction(f, second, abort))
         after = f.data()
         assert not abort or after == before[DATA:]
         for cut in range(len(events) + 1):
@@ -416,7 +398,6 @@ def test_killed_at_any_step_it_is_all_or_nothing(
 @given(
     first=steps,
     second=steps,
-    batch=st.booleans(),
     abort=st.booleans(),
     rng=st.randoms(use_true_random=False),
     portion=st.floats(0, 1),
@@ -424,14 +405,13 @@ def test_killed_at_any_step_it_is_all_or_nothing(
 def test_power_cut_anywhere_is_all_or_nothing_even_during_recovery(
     first: list[Step],
     second: list[Step],
-    batch: bool,
     abort: bool,
     rng: random.Random,
     portion: float,
 ) -> None:
     with Fixture() as f:
-        run_transaction(f, first, batch, abort=False)
-        before, events = states(f, lambda: run_transaction(f, second, batch, abort))
+        run_transaction(f, first, abort=False)
+        before, events = states(f, lambda: run_transaction(f, second, abort))
         after = f.data()
         load(f, power_cut(before, events, rng))
         reopened(f).recover()
