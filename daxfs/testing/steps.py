@@ -378,6 +378,10 @@ _ELSEWHERE: Final[dict[str, dict[str, Run]]] = {
         "chmod-listed": _setattr("x", AttrChanges(mode=0o600)),
         "unlist": _removexattr("x", acl.XATTR_ACCESS),
     },
+    "tight": {
+        "allocate-too-much": _fallocate("t", KEEP, 1022 * PAGE_SIZE, 4 * PAGE_SIZE),
+        "allocate-all": _fallocate("t", KEEP, 1020 * PAGE_SIZE, 4 * PAGE_SIZE),
+    },
     "scattered": {
         "write-filler": _write("filler", 10 * PAGE_SIZE, 100, b"Y"),
         "unlink-filler": _unlink("filler"),
@@ -413,6 +417,8 @@ _IN_PLACE: Final = (
     "copy-over",
 )
 """Those that store bytes of files in place."""
+FAILING: Final = ("allocate-too-much",)
+"""Those that find out late that they lack space, and undo what they have stored."""
 IDLE: Final = ("rename-to-itself", "fsync", "sync", "close-all", "unmount", "unmount-mount")
 """Those that change nothing that a user can see."""
 

@@ -168,6 +168,12 @@ def full(fs: FileSystem) -> None:
     _fill_image(fs, 0)
 
 
+def tight(fs: FileSystem) -> None:
+    """Four blocks are free, and ``t`` has one node that maps pages 512 to 1023."""
+    tall(fs)
+    _fill_image(fs, 4)
+
+
 def scattered(fs: FileSystem) -> None:
     """Thirty blocks are free, no two of them side by side."""
     full(fs)
@@ -213,6 +219,7 @@ TREES: Final[dict[str, Prepare]] = {
     "attributes": attributes,
     "nearly-full": nearly_full,
     "full": full,
+    "tight": tight,
     "scattered": scattered,
     "allocated": allocated,
     "chunks": chunks,
