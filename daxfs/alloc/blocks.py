@@ -13,6 +13,8 @@ Invariants
   is free.
 - Only blocks that are free when the queue is flushed are discarded. Contents of free blocks are
   undefined: who allocates a block stores all of it before publishing.
+- The host holds every block that is in use (pmem/backing.py). When the host is full, blocks that
+  are free and still held are the ones to be had.
 """
 
 import errno
@@ -25,6 +27,7 @@ from daxfs.alloc.hooks import Hooks
 from daxfs.errors import CorruptionError, FsError
 from daxfs.ondisk.bitmap import Bools, encode_bitmap
 from daxfs.ondisk.layout import BLOCK_SIZE, Superblock
+from daxfs.pmem.backing import Backing
 from daxfs.units import PMD_PAGES
 
 DISCARD_QUEUE_MAX: Final = (8 << 20) // BLOCK_SIZE
@@ -34,23 +37,31 @@ RESERVE_FLOOR: Final = 4
 
 Run = tuple[int, int]
 """(first block, number of blocks)"""
+Blocks = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 class BlockAllocator:
     """The blocks of one image. All places and counts are in blocks."""
 
     def __init__(
-        self, sb: Superblock, used: Bools, discard: Callable[[int, int], object] | None
+        self,
+        sb: Superblock,
+        used: Bools,
+        discard: Callable[[int, int], object] | None,
+        backing: Backing | None = None,
     ) -> None:
         """From *used*, a bool for each of the ``block_count`` blocks (metadata regions True).
 
         *discard* (offset, length in bytes) gives freed space back to the host; None: do not.
+        *backing* tells what the host holds; None: all, now and later.
         """
         self._sb = sb
         self._discard = discard
+        self._backing = backing
         chunks = -(-sb.block_count // PMD_PAGES)
         self._used = np.ones(chunks * PMD_PAGES, np.bool_)
         self._used[: sb.block_count] = used
+        self._flags = self._used.data
         self._by_chunk = self._used.reshape(chunks, PMD_PAGES)
         self._free_of = PMD_PAGES - self._by_chunk.sum(axis=1, dtype=np.int64)
         self._reserved = np.zeros(chunks, np.bool_)
@@ -67,14 +78,22 @@ class BlockAllocator:
 
     def is_used(self, start: int, count: int = 1) -> bool:
         """Whether all blocks ``start .. start + count - 1`` are in use."""
+        if count == 1:
+            return bool(self._flags[start])
         return bool(self._used[start : start + count].all())
+
+    def hold(self, start: int, count: int = 1) -> None:
+        """Have the host hold these blocks, which may then be stored to. ENOSPC."""
+        if self._backing is not None:
+            self._backing.reserve(start, count)
 
     def alloc(self, tx: Hooks, count: int, goal: int | None = None) -> list[Run]:
         """Take *count* blocks for *tx*: runs, in the order in which to use them.
 
         From *goal* on as far as blocks are free there; the rest by next fit: first in chunks that
         are partly used, then in wholly free ones (for a chunk or more: the other way round), and at
-        last in reserved ones. Raises FsError(ENOSPC), and then takes nothing.
+        last in reserved ones. When the host is full: any that it holds. Raises FsError(ENOSPC),
+        and then takes nothing.
         """
         if count > self.free:
             raise FsError(errno.ENOSPC)
@@ -86,7 +105,13 @@ class BlockAllocator:
             runs.append((self._take_one(), 1))
         elif left:
             self._take_many(left, runs)
-        tx.on_abort(lambda: self._give_back(runs))
+        try:
+            for start, length in runs:
+                self.hold(start, length)
+        except FsError as error:
+            self._forget(runs)
+            runs = self._take_held(count, error)
+        tx.on_abort(lambda: self._forget(runs))
         return runs
 
     def _take_goal(self, goal: int, count: int, runs: list[Run]) -> int:
@@ -114,16 +139,29 @@ class BlockAllocator:
     def _take_many(self, count: int, runs: list[Run]) -> None:
         chunks = self._next_chunks(count)
         slots = np.flatnonzero(~self._by_chunk[chunks].ravel())[:count]
-        blocks = chunks[slots // PMD_PAGES] * PMD_PAGES + slots % PMD_PAGES
+        self._take_these(chunks[slots // PMD_PAGES] * PMD_PAGES + slots % PMD_PAGES, runs)
+
+    def _take_held(self, count: int, error: FsError) -> list[Run]:
+        """*count* free blocks that the host holds, anywhere. *error*: there are not so many."""
+        assert self._backing is not None, "the host has failed to hold blocks"
+        blocks = np.flatnonzero(self._backing.held & ~self._used[: len(self._backing.held)])
+        if len(blocks) < count or error.errno != errno.ENOSPC:
+            raise error
+        runs: list[Run] = []
+        self._take_these(blocks[:count], runs)
+        return runs
+
+    def _take_these(self, blocks: Blocks, runs: list[Run]) -> None:
+        """Take *blocks*, which are free, and append their runs."""
         breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
         starts = np.concatenate(([0], breaks))
-        lengths = np.diff(np.append(starts, count))
+        lengths = np.diff(np.append(starts, len(blocks)))
         for start, length in zip(blocks[starts].tolist(), lengths.tolist(), strict=True):
             self._set(start, length, True)
             runs.append((start, length))
         self._chunk = int(blocks[-1]) // PMD_PAGES
 
-    def _next_chunks(self, count: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    def _next_chunks(self, count: int) -> Blocks:
         """Chunks, in the order of next fit, that hold at least *count* free blocks together."""
         some = self._free_of > 0
         whole = self._free_of == PMD_PAGES
@@ -167,12 +205,16 @@ class BlockAllocator:
         tx.on_commit(lambda: self._free_now(start, count))
 
     def _free_now(self, start: int, count: int) -> None:
-        self._give_back([(start, count)])
+        self._forget([(start, count)])
+        if self._queued > DISCARD_QUEUE_MAX:
+            self.flush_discards()
+
+    def _forget(self, runs: list[Run]) -> None:
+        """Make the blocks of *runs* free, and queue them for their discard."""
+        self._give_back(runs)
         if self._discard is not None:
-            self._queue.append((start, count))
-            self._queued += count
-            if self._queued > DISCARD_QUEUE_MAX:
-                self.flush_discards()
+            self._queue += runs
+            self._queued += sum(count for _, count in runs)
 
     def flush_discards(self) -> None:
         """Discard the queued blocks that are still free, in runs as long as possible."""

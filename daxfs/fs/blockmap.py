@@ -160,6 +160,9 @@ class BlockMap:
             legal = flags == PRESENT | TABLE
         if not legal or not self._sb.is_data_block(block, pages):
             raise CorruptionError(f"block map entry {value:#x} at level {level} is not valid")
+        # The host need not hold a free block: to load it could end in SIGBUS.
+        if not self._blocks.is_used(block, pages):
+            raise CorruptionError(f"block map entry {value:#x} at level {level}: the block is free")
         return block
 
     def _root(self, root: int) -> tuple[int, int]:
@@ -216,6 +219,8 @@ class BlockMap:
             count = len(values) if follows.all() else int(np.argmin(follows))
         if not self._sb.is_data_block(block, count):
             raise CorruptionError(f"a run of {count} blocks from {block} leaves the data area")
+        if not self._blocks.is_used(block, count):
+            raise CorruptionError(f"a run of {count} blocks from {block} has free ones in it")
         return Run(block, count, bool(int(values[0]) & UNWRITTEN))
 
     def mapped(self, root: int, start: int, end: int) -> int:

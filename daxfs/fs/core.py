@@ -38,7 +38,14 @@ from daxfs.fs.dir import Directories
 from daxfs.fs.inode import Inode
 from daxfs.fs.iomap import FileIomapOps
 from daxfs.journal.undo import Journal, Transaction
-from daxfs.ondisk.layout import FLAG_DAX, INODE_SIZE, STATE_ERROR, STATE_OFFSET, Superblock
+from daxfs.ondisk.layout import (
+    BLOCK_SIZE,
+    FLAG_DAX,
+    INODE_SIZE,
+    STATE_ERROR,
+    STATE_OFFSET,
+    Superblock,
+)
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 from daxfs.trace import Trace
@@ -215,7 +222,8 @@ class Core:
         inode.is_dax = mode == "always" or (mode == "inode" and bool(inode.flags & FLAG_DAX))
 
     def new_row(self, op: Operation, ino: int) -> Inode:
-        """An Inode for the free row *ino*, all fields zero but its next generation."""
+        """An Inode for the free row *ino*, all fields zero but its next generation. ENOSPC."""
+        self.blocks.hold(self.sb.inode_offset(ino) // BLOCK_SIZE)
         raw = self._row(ino)
         try:
             inode = Inode(ino, raw)

@@ -122,7 +122,15 @@ class FileIomapOps:
         count = min(count, blocks.free)
         if not count:
             raise FsError(errno.ENOSPC)
-        runs = blocks.alloc(op.tx, count, self.goal(file, first, end_bytes))
+        while True:
+            try:
+                runs = blocks.alloc(op.tx, count, self.goal(file, first, end_bytes))
+                break
+            except FsError as error:
+                # The host is full before the image is: what it still has may do for some pages.
+                if error.errno != errno.ENOSPC or count == 1:
+                    raise
+                count //= 2
         page = first
         for run in runs:
             if page > first:

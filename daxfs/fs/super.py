@@ -31,7 +31,7 @@ from daxfs.fs.inode import Inode
 from daxfs.fs.namei import NameOperations
 from daxfs.fs.recovery import find_usage
 from daxfs.journal.undo import Journal
-from daxfs.ondisk.bitmap import bitmap_crc
+from daxfs.ondisk.bitmap import bitmap_crc, metadata_blocks
 from daxfs.ondisk.layout import (
     BITMAP_CRC_OFFSET,
     BLOCK_SIZE,
@@ -50,6 +50,7 @@ from daxfs.ondisk.layout import (
     Superblock,
 )
 from daxfs.ondisk.mapentry import ENTRIES_PER_NODE, HEIGHT_MAX
+from daxfs.pmem.backing import Backing
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 from daxfs.trace import Trace
@@ -90,25 +91,30 @@ class FileSystem(NameOperations, SpaceOperations):
 
         After an unclean stop the journal is undone, the bitmap rebuilt and orphans freed.
         *on_change* hears of changes between hole and block (Dax.announce). Raises CorruptionError
-        (no image, damaged root), FsError EROFS (needs to be writable) or EINVAL (features).
+        (no image, damaged root), FsError EROFS (needs to be writable), EINVAL (features) or ENOSPC
+        (the host has no room for what a mount stores to).
         """
         sb = Superblock.decode(image.pread(SUPER_OFFSET, SUPER_SIZE), image.size // BLOCK_SIZE)
         _check_features(sb, read_only)
         if not image.writable and not read_only:
             raise FsError(errno.EROFS, f"{image.path} cannot be written: mount it read-only")
-        if Journal.pending(image.mem, sb):
+        if image.writable:
+            _reserve_regions(image, sb)
+        if Journal.pending(image, sb):
             if not image.writable:
                 raise FsError(errno.EROFS, f"{image.path} needs recovery, but cannot be written")
             undone = Journal(persist, sb).recover()
             log.info("recovery undid an operation that was cut short (%d ranges)", undone)
         state = persist.load_u64(STATE_OFFSET)
         usage = find_usage(image, persist, sb, clean=state == STATE_CLEAN)
+        backing = Backing(image)
+        backing.secure(usage.blocks & ~metadata_blocks(sb))
         fs = cls(
             image,
             persist,
             sb,
             Journal(persist, sb),
-            BlockAllocator(sb, usage.blocks, image.discard if discard else None),
+            BlockAllocator(sb, usage.blocks, backing.discard if discard else None, backing),
             InodeAllocator(sb, usage.inodes),
             Options(dax, atime, enable_acl, diratime),
             Trace(),
@@ -217,6 +223,16 @@ class FileSystem(NameOperations, SpaceOperations):
             namemax=NAME_MAX,
             bsize=BLOCK_SIZE,
         )
+
+
+def _reserve_regions(image: Image, sb: Superblock) -> None:
+    """Have the host hold what every mount stores to, whatever happens. ENOSPC."""
+    for start, count in (
+        (SUPER_OFFSET // BLOCK_SIZE, 1),
+        (sb.journal_start, sb.journal_blocks),
+        (sb.bitmap_start, sb.bitmap_blocks),
+    ):
+        image.reserve(start * BLOCK_SIZE, count * BLOCK_SIZE)
 
 
 def _check_features(sb: Superblock, read_only: bool) -> None:

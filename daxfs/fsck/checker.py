@@ -11,7 +11,7 @@ from daxfs.fsck.context import Context, View
 from daxfs.fsck.report import Report
 from daxfs.ondisk import layout
 from daxfs.pmem.image import Image
-from daxfs.pmem.persist import Persist, domain_for
+from daxfs.pmem.persist import Persist, ReservingPersist, domain_for
 
 
 def check_image(image: Image, *, repair: bool, say: Callable[[str], None]) -> FsckExit:
@@ -21,7 +21,7 @@ def check_image(image: Image, *, repair: bool, say: Callable[[str], None]) -> Fs
     that can be checked, with the exit code in it.
     """
     report = Report(repair, say)
-    persist = Persist(image, domain_for(image, "auto")) if repair else None
+    persist = ReservingPersist(image, domain_for(image, "auto")) if repair else None
     try:
         context = _run(image, report, persist)
     finally:

@@ -70,7 +70,7 @@ def recover(
     image: Image, sb: Superblock, report: Report, persist: Persist | None, view: View
 ) -> None:
     """Undo the transaction that the journal holds, in the image or only in the *view* of it."""
-    entries = undo.scan(image.mem, sb)
+    entries = undo.scan(image, sb)
     if not entries:
         return
     report.problem(

@@ -43,6 +43,7 @@ import google_crc32c
 
 from daxfs.errors import FsError
 from daxfs.ondisk.layout import BLOCK_SIZE, JOURNAL_SEQ_OFFSET, Superblock
+from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Buffer, Persist
 
 ENTRY_HEADER: Final = struct.Struct("<QQII")
@@ -67,16 +68,26 @@ def _checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
     return int(google_crc32c.extend(head, padded))
 
 
-def finished_seq(mem: memoryview) -> int:
-    """Sequence number of the last finished transaction of the image *mem*."""
-    return int(_WORD.unpack_from(mem, JOURNAL_SEQ_OFFSET)[0])
+def _bytes(source: Image | memoryview, offset: int, length: int) -> bytes | memoryview:
+    """*length* bytes at *offset*; a hole of an image file stays one."""
+    if isinstance(source, memoryview):
+        return source[offset : offset + length]
+    return source.pread(offset, length)
 
 
-def scan(mem: memoryview, sb: Superblock) -> list[UndoEntry]:
-    """The valid entries of an unfinished transaction in the image *mem*, oldest first."""
-    seq = finished_seq(mem) + 1
-    position = sb.journal_start * BLOCK_SIZE
-    end = position + sb.journal_blocks * BLOCK_SIZE
+def finished_seq(source: Image | memoryview) -> int:
+    """Sequence number of the last finished transaction of an image, or of its bytes."""
+    return int(_WORD.unpack(_bytes(source, JOURNAL_SEQ_OFFSET, _WORD.size))[0])
+
+
+def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
+    """The valid entries of an unfinished transaction, oldest first, in an image or its bytes."""
+    seq = finished_seq(source) + 1
+    start = sb.journal_start * BLOCK_SIZE
+    if _WORD.unpack(_bytes(source, start, _WORD.size))[0] != seq:
+        return []
+    mem = _bytes(source, start, sb.journal_blocks * BLOCK_SIZE)
+    position, end = 0, len(mem)
     entries = []
     while position + ENTRY_HEADER.size <= end:
         entry_seq, offset, length, crc = ENTRY_HEADER.unpack_from(mem, position)
@@ -232,9 +243,9 @@ class Journal:
         self._finished = persist.load_u64(JOURNAL_SEQ_OFFSET)
 
     @staticmethod
-    def pending(mem: memoryview, sb: Superblock) -> bool:
-        """Whether the image *mem* holds an unfinished transaction, which recovery would undo."""
-        return bool(scan(mem, sb))
+    def pending(source: Image | memoryview, sb: Superblock) -> bool:
+        """Whether an image holds an unfinished transaction, which recovery would undo."""
+        return bool(scan(source, sb))
 
     def begin(self) -> Transaction:
         """Open a transaction; use it in a ``with`` statement."""
@@ -245,10 +256,14 @@ class Journal:
     def recover(self) -> int:
         """Undo the unfinished transaction, if there is one; the number of ranges restored.
 
-        May be interrupted by a crash anywhere, and be repeated.
+        May be interrupted by a crash anywhere, and be repeated. ENOSPC: the host has no room for
+        what is restored (only if entries lie: what they are about was held); nothing has happened.
         """
         assert self.open is None, "recovery with an open transaction"
-        entries = scan(self.persist.image.mem, self.sb)
+        image = self.persist.image
+        entries = scan(image, self.sb)
+        for offset, old in entries:
+            image.reserve(offset, len(old))
         if entries:
             self.undo(entries, self._finished + 1)
         return len(entries)

@@ -25,7 +25,7 @@ from daxfs.ondisk.layout import (
     plan,
 )
 from daxfs.pmem.image import Image
-from daxfs.pmem.persist import Persist, domain_for
+from daxfs.pmem.persist import Persist, ReservingPersist, domain_for
 from daxfs.units import format_size
 
 
@@ -46,7 +46,7 @@ def format_image(
     """
     now_ns = time.time_ns()
     sb = plan(image.size, inodes, label, uuid.uuid4(), now_ns)
-    persist = Persist(image, domain_for(image, "auto"))
+    persist = ReservingPersist(image, domain_for(image, "auto"))
     try:
         _erase(image, persist, sb)
         _write(image, persist, sb, _root_inode(root_uid, root_gid, root_mode, now_ns))

@@ -16,7 +16,6 @@ import numpy as np
 from daxfs.errors import CorruptionError
 from daxfs.ondisk.layout import BLOCK_SIZE, Superblock
 from daxfs.ondisk.mapentry import (
-    ENTRIES_PER_NODE,
     ENTRY_DTYPE,
     FLAGS_MASK,
     HEIGHT_MASK,
@@ -64,8 +63,7 @@ def walk(
     block outside of the data area, an unaligned HUGE entry, a tree that is too high, a node met
     twice, data at or past page *max_pages*.
     """
-    mem = source if isinstance(source, memoryview) else source.mem
-    return _Walk(mem, sb, max_pages).root(root)
+    return _Walk(source, sb, max_pages).root(root)
 
 
 def extents(
@@ -92,8 +90,8 @@ def extents(
 
 
 class _Walk:
-    def __init__(self, mem: memoryview, sb: Superblock, max_pages: int) -> None:
-        self._mem = mem
+    def __init__(self, source: Image | memoryview, sb: Superblock, max_pages: int) -> None:
+        self._source = source
         self._sb = sb
         self._max_pages = max_pages
         self._nodes: set[int] = set()
@@ -128,7 +126,7 @@ class _Walk:
         if block in self._nodes:
             raise CorruptionError(f"page {base}: map node {block} stands in the tree twice")
         self._nodes.add(block)
-        entries = np.frombuffer(self._mem, ENTRY_DTYPE, ENTRIES_PER_NODE, block * BLOCK_SIZE).copy()
+        entries = self._entries(block)
         yield TreePart("node", base, block, 1, False)
         slots = np.flatnonzero(entries)
         entries = entries[slots]
@@ -148,6 +146,15 @@ class _Walk:
                 yield TreePart("data", pgoff, start, PMD_PAGES, bool(flags & UNWRITTEN))
             else:
                 raise CorruptionError(f"page {pgoff}: map entry {value:#x} has wrong flags")
+
+    def _entries(self, block: int) -> "_Entries":
+        """A copy of the node in *block*. A damaged entry may point to a hole: it stays one."""
+        start = block * BLOCK_SIZE
+        if isinstance(self._source, memoryview):
+            raw = bytes(self._source[start : start + BLOCK_SIZE])
+        else:
+            raw = self._source.pread(start, BLOCK_SIZE)
+        return np.frombuffer(raw, ENTRY_DTYPE)
 
     def _leaf(
         self, pages: "np.ndarray[tuple[int], np.dtype[np.int64]]", entries: "_Entries"

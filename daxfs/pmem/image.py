@@ -6,8 +6,9 @@ Invariants
 - The size is a multiple of 4096 and does not change while the image is open.
 - ``mem`` covers the whole image. Stores to it go through ``persist`` only.
 - A hole of a tmpfs file stays a hole when it is read with ``pread``; reading it through ``mem``
-  makes the host allocate a page. Scans of big sparse regions therefore use ``data_ranges`` and
-  ``pread``.
+  makes the host allocate a page, and ends in SIGBUS where the host is full. Scans of big sparse
+  regions, and whoever cannot trust what points there, therefore use ``data_ranges`` and ``pread``;
+  what is stored to or loaded through ``mem`` is held by the host (``backing``).
 - At most one process holds the lock of an image; it lasts until ``close`` or the process's end.
 """
 
@@ -22,12 +23,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from daxfs.errors import FsError, MediaError
 from daxfs.units import PAGE_SIZE, align_down, align_up
 
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 MS_SYNC: Final = 4
+MAP_FIXED: Final = 0x10
 
 TMPFS_MAGIC: Final = 0x01021994
 RAMFS_MAGIC: Final = 0x858458F6
@@ -41,6 +45,15 @@ _ENDING_MARK: Final = 1 << 62
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.mmap.argtypes = [
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int64,
+]
+_libc.mmap.restype = ctypes.c_void_p
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 
@@ -240,7 +253,23 @@ class Image:
         try:
             os.posix_fallocate(self.fd, offset, length)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                text = f"{self.path}: no space left on the filesystem that holds it"
+                raise FsError(errno.ENOSPC, text) from None
             raise _explain(self.path, error) from None
+
+    def cover_hole(self, offset: int, length: int) -> None:
+        """Let a hole of the file, whole pages, be read from memory of its own: as zeroes.
+
+        For images that were opened for reading. ENOMEM.
+        """
+        self.check_range(offset, length)
+        if length == 0 or not self.on_memory:
+            return  # a disk takes no space for a hole that is read
+        start = np.frombuffer(self.mem, np.uint8).ctypes.data + offset
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED
+        if _libc.mmap(start, length, mmap.PROT_READ, flags, -1, 0) != start:
+            raise _explain(self.path, OSError(ctypes.get_errno(), ""))
 
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The parts of bytes ``start .. end`` that the host holds data for, as (start, end).

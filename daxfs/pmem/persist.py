@@ -169,6 +169,28 @@ class Persist:
         self._words.release()
 
 
+class ReservingPersist(Persist):
+    """Has the host hold each range before it is stored to: ENOSPC, where a store would be SIGBUS.
+
+    For tools, which are in no hurry. A mount knows what is held (``backing``).
+    """
+
+    def store(self, offset: int, data: Buffer) -> None:
+        """As Persist.store. ENOSPC."""
+        self.image.reserve(offset, memoryview(data).nbytes)
+        super().store(offset, data)
+
+    def fill(self, offset: int, length: int, byte: int = 0) -> None:
+        """As Persist.fill. ENOSPC."""
+        self.image.reserve(offset, length)
+        super().fill(offset, length, byte)
+
+    def store_u64(self, offset: int, value: int) -> None:
+        """As Persist.store_u64. ENOSPC."""
+        self.image.reserve(offset, 8)
+        super().store_u64(offset, value)
+
+
 def _merge(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Page-aligned (start, end) that cover the (offset, length) *ranges*, near ones joined."""
     merged: list[tuple[int, int]] = []
