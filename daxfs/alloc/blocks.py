@@ -61,7 +61,8 @@ class BlockAllocator:
         chunks = -(-sb.block_count // PMD_PAGES)
         self._used = np.ones(chunks * PMD_PAGES, np.bool_)
         self._used[: sb.block_count] = used
-        self._flags = self._used.data
+        self.flags: Final = self._used.data
+        """For each block whether it is in use; for reading only, one by one."""
         self._by_chunk = self._used.reshape(chunks, PMD_PAGES)
         self._free_of = PMD_PAGES - self._by_chunk.sum(axis=1, dtype=np.int64)
         self._reserved = np.zeros(chunks, np.bool_)
@@ -76,10 +77,19 @@ class BlockAllocator:
         """Blocks of the data area in use."""
         return self.total - self.free
 
+    @property
+    def available(self) -> int:
+        """Blocks that are free and held by the host, or that it has room for."""
+        room = None if self._backing is None else self._backing.available()
+        if self._backing is None or room is None:
+            return self.free
+        held = self._backing.held[self._sb.data_start : self._sb.data_end]
+        return min(self.free, room + int(np.count_nonzero(held)) - self.used)
+
     def is_used(self, start: int, count: int = 1) -> bool:
         """Whether all blocks ``start .. start + count - 1`` are in use."""
         if count == 1:
-            return bool(self._flags[start])
+            return bool(self.flags[start])
         return bool(self._used[start : start + count].all())
 
     def hold(self, start: int, count: int = 1) -> None:

@@ -135,6 +135,7 @@ class BlockMap:
         self._sb = sb
         self._persist = persist
         self._blocks = blocks
+        self._used = blocks.flags
 
     # --- reading ---------------------------------------------------------------------------------
 
@@ -161,7 +162,7 @@ class BlockMap:
         if not legal or not self._sb.is_data_block(block, pages):
             raise CorruptionError(f"block map entry {value:#x} at level {level} is not valid")
         # The host need not hold a free block: to load it could end in SIGBUS.
-        if not self._blocks.is_used(block, pages):
+        if not self._used[block] or (pages > 1 and not self._blocks.is_used(block, pages)):
             raise CorruptionError(f"block map entry {value:#x} at level {level}: the block is free")
         return block
 
@@ -219,7 +220,7 @@ class BlockMap:
             count = len(values) if follows.all() else int(np.argmin(follows))
         if not self._sb.is_data_block(block, count):
             raise CorruptionError(f"a run of {count} blocks from {block} leaves the data area")
-        if not self._blocks.is_used(block, count):
+        if count > 1 and not self._blocks.is_used(block, count):
             raise CorruptionError(f"a run of {count} blocks from {block} has free ones in it")
         return Run(block, count, bool(int(values[0]) & UNWRITTEN))
 

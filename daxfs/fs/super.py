@@ -211,13 +211,16 @@ class FileSystem(NameOperations, SpaceOperations):
         self.read_only = True
 
     def statfs(self) -> StatFs:
-        """The figures of statvfs(3); as many blocks as are available can be written to one file."""
-        free = self.blocks.free
-        map_nodes = -(-free // ENTRIES_PER_NODE) + HEIGHT_MAX
+        """The figures of statvfs(3); as many blocks as are available can be written to one file.
+
+        Where the host is about to be full before the image is, that is what the host has left.
+        """
+        free, available = self.blocks.free, self.blocks.available
+        map_nodes = -(-available // ENTRIES_PER_NODE) + HEIGHT_MAX
         return StatFs(
             blocks=self.blocks.total,
             bfree=free,
-            bavail=max(0, free - map_nodes),
+            bavail=max(0, available - map_nodes),
             files=self.inode_numbers.total,
             ffree=self.inode_numbers.free,
             namemax=NAME_MAX,

@@ -51,6 +51,11 @@ class Backing:
             raise FsError(errno.ENOSPC, error.strerror or "") from error
         self.held[page : page + count] = True
 
+    def available(self) -> int | None:
+        """How many more pages the host can hold; None if there is no known limit."""
+        free = self._image.host_free_bytes()
+        return None if free is None else free >> PAGE_SHIFT
+
     def secure(self, used: npt.NDArray[np.bool_]) -> None:
         """Make all pages that are *used* (a bool for each page) safe to load, and to store to.
 

@@ -311,6 +311,11 @@ class Image:
         """Bytes that the host holds for the image."""
         return os.fstat(self.fd).st_blocks * 512
 
+    def host_free_bytes(self) -> int | None:
+        """Bytes that the filesystem which holds the image can still take; None: no limit known."""
+        figures = os.fstatvfs(self.fd)
+        return figures.f_bavail * figures.f_frsize if figures.f_blocks else None
+
     def msync(self, offset: int, length: int) -> None:
         """Write the pages of a byte range to the medium and wait; releases the GIL meanwhile."""
         self.check_range(offset, length)
