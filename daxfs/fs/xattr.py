@@ -21,6 +21,9 @@ from daxfs.errors import CorruptionError, FsError
 from daxfs.fs import acl
 from daxfs.fs.core import Core, Operation
 from daxfs.fs.inode import Inode
+from daxfs.ondisk.acl import XATTR_ACCESS, XATTR_DEFAULT
+from daxfs.ondisk.acl import decode as decode_acl
+from daxfs.ondisk.acl import encode as encode_acl
 from daxfs.ondisk.layout import (
     BLOCK_SIZE,
     NAME_MAX,
@@ -94,9 +97,9 @@ class XattrOperations(Core):
         if len(value) > XATTR_VALUE_MAX:
             raise FsError(errno.E2BIG)
         with self.operation() as op:
-            if name in (acl.XATTR_ACCESS, acl.XATTR_DEFAULT):
+            if name in (XATTR_ACCESS, XATTR_DEFAULT):
                 self._set_acl(op, inode, name, value)
-                if name == acl.XATTR_ACCESS and not keep_sgid:
+                if name == XATTR_ACCESS and not keep_sgid:
                     inode.mode &= ~stat.S_ISGID
             else:
                 self._store_xattrs(op, inode, self._xattrs(inode) | {name: bytes(value)})
@@ -116,7 +119,7 @@ class XattrOperations(Core):
         """Raise unless *inode* can have *name*; *special*: errno of user.* on special files."""
         if len(name) > NAME_MAX:
             raise FsError(errno.ERANGE)
-        if name in (acl.XATTR_ACCESS, acl.XATTR_DEFAULT):
+        if name in (XATTR_ACCESS, XATTR_DEFAULT):
             if not self.options.enable_acl or inode.is_symlink:
                 raise FsError(errno.EOPNOTSUPP)
             return
@@ -189,19 +192,19 @@ class XattrOperations(Core):
 
     def _set_acl(self, op: Operation, inode: Inode, name: bytes, value: bytes) -> None:
         """Set the access or default list; EINVAL, EACCES (a default list of a file), ENOSPC."""
-        entries = acl.decode(value)
+        entries = decode_acl(value)
         attributes = dict(self._xattrs(inode))
         attributes.pop(name, None)
         op.change(inode)
-        if name == acl.XATTR_ACCESS:
+        if name == XATTR_ACCESS:
             if entries:
                 inode.mode = inode.mode & ~0o777 | acl.mode_bits(entries)
             if not acl.is_trivial(entries):
-                attributes[name] = acl.encode(entries)
+                attributes[name] = encode_acl(entries)
         elif entries:
             if not inode.is_dir:
                 raise FsError(errno.EACCES)
-            attributes[name] = acl.encode(entries)
+            attributes[name] = encode_acl(entries)
         if attributes != self._xattrs(inode):
             self._store_xattrs(op, inode, attributes)
 
@@ -210,12 +213,12 @@ class XattrOperations(Core):
         if not self.options.enable_acl:
             return
         attributes = self._xattrs(inode)
-        value = attributes.get(acl.XATTR_ACCESS)
+        value = attributes.get(XATTR_ACCESS)
         if value is None:
             return
-        entries = acl.with_mode(acl.decode(value), inode.mode)
-        if acl.encode(entries) != value:
-            changed = attributes | {acl.XATTR_ACCESS: acl.encode(entries)}
+        entries = acl.with_mode(decode_acl(value), inode.mode)
+        if encode_acl(entries) != value:
+            changed = attributes | {XATTR_ACCESS: encode_acl(entries)}
             self._store_xattrs(op, inode, changed)
 
     def _inherited(self, directory: Inode, mode: int, umask: int) -> tuple[int, dict[bytes, bytes]]:
@@ -224,11 +227,11 @@ class XattrOperations(Core):
             return mode, {}
         value = None
         if self.options.enable_acl:
-            value = self._xattrs(directory).get(acl.XATTR_DEFAULT)
+            value = self._xattrs(directory).get(XATTR_DEFAULT)
         if value is None:
             return mode & ~(umask & 0o777), {}
-        access, mode = acl.inherit(acl.decode(value), mode)
-        attributes = {} if acl.is_trivial(access) else {acl.XATTR_ACCESS: acl.encode(access)}
+        access, mode = acl.inherit(decode_acl(value), mode)
+        attributes = {} if acl.is_trivial(access) else {XATTR_ACCESS: encode_acl(access)}
         if stat.S_ISDIR(mode):
-            attributes[acl.XATTR_DEFAULT] = value
+            attributes[XATTR_DEFAULT] = value
         return mode, attributes

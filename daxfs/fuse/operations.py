@@ -29,7 +29,6 @@ from daxfs.dax.mapping import EntryLocked
 from daxfs.dax.rw import Buffer
 from daxfs.dax.zero_page import ZERO
 from daxfs.errors import CorruptionError, FsError
-from daxfs.fs.acl import XATTR_ACCESS
 from daxfs.fs.falloc import FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
@@ -44,6 +43,7 @@ from daxfs.fuse.lowlevel import pyfuse3
 from daxfs.fuse.options import MountOptions
 from daxfs.fuse.pages import Pages
 from daxfs.fuse.poll import Poller
+from daxfs.ondisk.acl import XATTR_ACCESS
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.units import PAGE_SIZE
 

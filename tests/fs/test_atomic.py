@@ -10,10 +10,11 @@ import pytest
 from fsbox import PAGE, ROOT, FsBox, Tree
 
 from daxfs.errors import FsckExit, FsError
-from daxfs.fs import acl, core, falloc
+from daxfs.fs import core, falloc
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.namei import RENAME_EXCHANGE
 from daxfs.fsck.checker import check_image
+from daxfs.ondisk import acl
 from daxfs.ondisk.layout import JOURNAL_SEQ_OFFSET
 
 SIZE = 14 << 20

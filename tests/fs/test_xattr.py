@@ -8,11 +8,11 @@ import pytest
 from fsbox import ROOT, FsBox
 
 from daxfs.errors import CorruptionError, FsError
-from daxfs.fs import acl
-from daxfs.fs.acl import GROUP, GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
+from daxfs.ondisk import acl
+from daxfs.ondisk.acl import GROUP, GROUP_OBJ, MASK, OTHER, USER, USER_OBJ, AclEntry
 
 ACCESS, DEFAULT = acl.XATTR_ACCESS, acl.XATTR_DEFAULT
 NAMED = [
