@@ -50,6 +50,8 @@ ENTRY_HEADER: Final = struct.Struct("<QQII")
 _CHECKED: Final = struct.Struct("<QQI")
 _WORD: Final = struct.Struct("<Q")
 
+Read = Callable[[int, int], bytes]
+
 
 class UndoEntry(NamedTuple):
     """One valid entry: the bytes that stood at byte *offset* before the transaction."""
@@ -68,38 +70,46 @@ def _checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
     return int(google_crc32c.extend(head, padded))
 
 
-def _bytes(source: Image | memoryview, offset: int, length: int) -> bytes | memoryview:
-    """*length* bytes at *offset*; a hole of an image file stays one."""
+def _next_seq(seq: int) -> int:
+    """The number of the transaction behind number *seq*."""
+    return (seq + 1) % (1 << 64)
+
+
+def _reader(source: Image | memoryview) -> Read:
+    """How to read an image, of whose file a hole stays one, or its bytes."""
     if isinstance(source, memoryview):
-        return source[offset : offset + length]
-    return source.pread(offset, length)
+        return lambda offset, length: bytes(source[offset : offset + length])
+    return source.pread
 
 
 def finished_seq(source: Image | memoryview) -> int:
     """Sequence number of the last finished transaction of an image, or of its bytes."""
-    return int(_WORD.unpack(_bytes(source, JOURNAL_SEQ_OFFSET, _WORD.size))[0])
+    return int(_WORD.unpack(_reader(source)(JOURNAL_SEQ_OFFSET, _WORD.size))[0])
 
 
 def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
     """The valid entries of an unfinished transaction, oldest first, in an image or its bytes."""
-    seq = finished_seq(source) + 1
-    start = sb.journal_start * BLOCK_SIZE
-    if _WORD.unpack(_bytes(source, start, _WORD.size))[0] != seq:
-        return []
-    mem = _bytes(source, start, sb.journal_blocks * BLOCK_SIZE)
-    position, end = 0, len(mem)
+    return scan_with(_reader(source), sb)
+
+
+def scan_with(read: Read, sb: Superblock) -> list[UndoEntry]:
+    """``scan`` for who reads an image with *read* (offset, length in bytes)."""
+    seq = _next_seq(_WORD.unpack(read(JOURNAL_SEQ_OFFSET, _WORD.size))[0])
+    position = sb.journal_start * BLOCK_SIZE
+    end = position + sb.journal_blocks * BLOCK_SIZE
     entries = []
     while position + ENTRY_HEADER.size <= end:
-        entry_seq, offset, length, crc = ENTRY_HEADER.unpack_from(mem, position)
+        entry_seq, offset, length, crc = ENTRY_HEADER.unpack(read(position, ENTRY_HEADER.size))
         following = position + entry_size(length)
         if (
             entry_seq != seq
             or length == 0
             or following > end
-            or offset + length > sb.block_count * BLOCK_SIZE
+            or offset < sb.inode_start * BLOCK_SIZE
+            or offset + length > sb.data_end * BLOCK_SIZE
         ):
             break
-        padded = bytes(mem[position + ENTRY_HEADER.size : following])
+        padded = read(position + ENTRY_HEADER.size, following - position - ENTRY_HEADER.size)
         if _checksum(seq, offset, length, padded) != crc:
             break
         entries.append(UndoEntry(offset, padded[:length]))
@@ -250,7 +260,7 @@ class Journal:
     def begin(self) -> Transaction:
         """Open a transaction; use it in a ``with`` statement."""
         assert self.open is None, "a transaction is open already"
-        self.open = Transaction(self, self._finished + 1)
+        self.open = Transaction(self, _next_seq(self._finished))
         return self.open
 
     def recover(self) -> int:
@@ -265,7 +275,7 @@ class Journal:
         for offset, old in entries:
             image.reserve(offset, len(old))
         if entries:
-            self.undo(entries, self._finished + 1)
+            self.undo(entries, _next_seq(self._finished))
         return len(entries)
 
     def undo(self, entries: list[UndoEntry], seq: int) -> None:

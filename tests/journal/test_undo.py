@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
+import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,6 +149,31 @@ def test_a_changed_seq_does_not_revive_an_entry(f: Fixture) -> None:
     with f.journal.begin() as tx:
         tx.store(DATA, b"old")
     f.persist.store_u64(JOURNAL, finished_seq(f.image.mem) + 1)
+    assert not Journal.pending(f.image.mem, SB)
+
+
+def test_any_number_may_be_the_last_one(f: Fixture) -> None:
+    """A damaged word of 64 ones: the next number is 0, and all works on."""
+    f.persist.store_u64(JOURNAL_SEQ_OFFSET, (1 << 64) - 1)
+    before = f.data()
+    journal = reopened(f)
+    tx = journal.begin()
+    tx.store(DATA, b"1" * 100)
+    assert reopened(f).recover() == 1
+    assert f.data() == before
+    assert finished_seq(f.image.mem) == 0
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [(0, 512), (1024, 8), (JOURNAL, 64), ((SB.data_end - 1) * BLOCK_SIZE + 4000, 128)],
+)
+def test_no_entry_changes_what_no_transaction_changes(f: Fixture, offset: int, length: int) -> None:
+    """Super block, state words, journal, backup: an entry for them was made by nobody here."""
+    seq = finished_seq(f.image.mem) + 1
+    checked = struct.pack("<QQI", seq, offset, length)
+    raw = struct.pack("<I", google_crc32c.value(checked + bytes(length))) + bytes(length)
+    f.persist.store(JOURNAL, checked + raw)
     assert not Journal.pending(f.image.mem, SB)
 
 
