@@ -15,11 +15,11 @@ import stat
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from daxfs.fs import acl
 from daxfs.fs.falloc import FALLOC_FL_ZERO_RANGE
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.namei import RENAME_EXCHANGE, RENAME_NOREPLACE, Cred
 from daxfs.fs.super import FileSystem
+from daxfs.ondisk import acl
 from daxfs.ondisk.layout import FLAG_DAX
 from daxfs.testing.trees import KEEP, LIST, LONG, PUNCH, ROOT, at, place
 from daxfs.units import PAGE_SIZE, PMD_SIZE

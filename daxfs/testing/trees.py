@@ -13,12 +13,12 @@ Invariants
 from collections.abc import Callable
 from typing import Final
 
-from daxfs.fs import acl
 from daxfs.fs.dir import COOKIE_BASE
 from daxfs.fs.falloc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
 from daxfs.fs.super import FileSystem
+from daxfs.ondisk import acl
 from daxfs.ondisk.layout import DIRENT_HEADER, dirent_size
 from daxfs.units import PAGE_SIZE, PMD_SIZE
 
