@@ -10,7 +10,7 @@ import struct
 
 import numpy as np
 
-from daxfs.fsck.context import Context
+from daxfs.fsck.context import Context, mark_damaged
 from daxfs.ondisk import layout
 from daxfs.ondisk.bitmap import bitmap_crc, encode_bitmap
 from daxfs.ondisk.layout import BLOCK_SIZE
@@ -38,6 +38,8 @@ def check(context: Context, state: int) -> None:
         context.report.problem(f"its state {state:#x} is not known", "mark it clean")
     if context.report.fixed:
         _write(context, present, wanted)
+    elif context.report.left and context.persist is not None:
+        mark_damaged(context.persist)
 
 
 def _write(context: Context, present: bytes, wanted: bytes) -> None:

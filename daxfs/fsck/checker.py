@@ -7,23 +7,29 @@ import numpy as np
 
 from daxfs.errors import FsckExit
 from daxfs.fsck import bitmap, connectivity, directories, inodes, links, superblock
-from daxfs.fsck.context import Context, View
+from daxfs.fsck.context import Context, Progress, View
 from daxfs.fsck.report import Report
 from daxfs.ondisk import layout
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist, ReservingPersist, domain_for
 
 
-def check_image(image: Image, *, repair: bool, say: Callable[[str], None]) -> FsckExit:
+def check_image(
+    image: Image,
+    *,
+    repair: bool,
+    say: Callable[[str], None],
+    progress: Progress = lambda name, done, total: None,
+) -> FsckExit:
     """Check *image*, which nobody else may have in use; with *repair*, mend it as well.
 
-    *say* gets a line for each problem and one at the end. Raises CommandError if there is nothing
-    that can be checked, with the exit code in it.
+    *say* gets a line for each problem and one at the end; *progress* hears how far it is. Raises
+    CommandError if there is nothing that can be checked, with the exit code in it.
     """
     report = Report(repair, say)
     persist = ReservingPersist(image, domain_for(image, "auto")) if repair else None
     try:
-        context = _run(image, report, persist)
+        context = _run(image, report, persist, progress)
     finally:
         if persist is not None:
             persist.close()
@@ -31,12 +37,12 @@ def check_image(image: Image, *, repair: bool, say: Callable[[str], None]) -> Fs
     return report.exit_code
 
 
-def _run(image: Image, report: Report, persist: Persist | None) -> Context:
+def _run(image: Image, report: Report, persist: Persist | None, progress: Progress) -> Context:
+    state = int(struct.unpack("<Q", image.pread(layout.STATE_OFFSET, 8))[0])
     sb = superblock.check(image, report, persist)
     view = View(image)
     superblock.recover(image, sb, report, persist, view)
-    state = int(struct.unpack("<Q", view.pread(layout.STATE_OFFSET, 8))[0])
-    context = Context(view, sb, report, persist)
+    context = Context(view, sb, report, persist, progress)
     inodes.check(context)
     directories.check(context)
     connectivity.check(context)

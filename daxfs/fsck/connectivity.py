@@ -15,7 +15,8 @@ def check(context: Context) -> None:
     lost = LostFound(context)
     _parent(context, context.inodes[ROOT_INO], ROOT_INO)
     reached = {ROOT_INO}
-    for ino in sorted(context.directory_runs):
+    for done, ino in enumerate(sorted(context.directory_runs)):
+        context.progress("connectivity", done, len(context.directory_runs))
         _climb(context, lost, ino, reached)
     for row in list(context.inodes.values()):
         if row.is_directory:

@@ -5,11 +5,12 @@ Invariants
   that a repair would fix, and no later pass stumbles over what an earlier one has told of.
 - The first store marks the image as faulty (STATE_ERROR); only the last pass marks it clean. So a
   repair that is interrupted leaves an image that asks for another one.
+- A new block is durable, with what it holds, before anything points to it.
 """
 
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -107,6 +108,8 @@ class View:
     def __init__(self, image: Image) -> None:
         self._image = image
         self._pages: dict[int, bytearray] = {}
+        self._aliases: dict[int, int] = {}
+        """For pages that are copies: which page of the image they are a copy of."""
 
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """As ``Image.data_ranges``."""
@@ -115,19 +118,26 @@ class View:
     def pread(self, offset: int, length: int) -> bytes:
         """*length* bytes at *offset*; holes of the file stay holes."""
         raw = self._image.pread(offset, length)
-        if not self._pages:
+        if not self._pages and not self._aliases:
             return raw
         first, last = offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE
-        changed = [page for page in range(first, last + 1) if page in self._pages]
+        changed = [
+            page for page in range(first, last + 1) if page in self._pages or page in self._aliases
+        ]
         if not changed:
             return raw
         patched = bytearray(raw)
         for page in changed:
             start = max(offset, page * PAGE_SIZE)
             end = min(offset + length, (page + 1) * PAGE_SIZE)
-            within = self._pages[page][start - page * PAGE_SIZE : end - page * PAGE_SIZE]
+            within = self._page(page)[start - page * PAGE_SIZE : end - page * PAGE_SIZE]
             patched[start - offset : end - offset] = within
         return bytes(patched)
+
+    def _page(self, page: int) -> bytes | bytearray:
+        if page in self._pages:
+            return self._pages[page]
+        return self._image.pread(self._aliases.get(page, page) * PAGE_SIZE, PAGE_SIZE)
 
     def store(self, offset: int, data: bytes) -> None:
         """Have *data* read at *offset* from now on; the image stays as it is."""
@@ -136,19 +146,47 @@ class View:
             page, within = divmod(offset + position, PAGE_SIZE)
             part = data[position : position + PAGE_SIZE - within]
             if page not in self._pages:
-                self._pages[page] = bytearray(self._image.pread(page * PAGE_SIZE, PAGE_SIZE))
+                self._pages[page] = bytearray(self._page(page))
             self._pages[page][within : within + len(part)] = part
             position += len(part)
+
+    def copy(self, target: int, source: int) -> None:
+        """Have page *target* read as page *source* does now."""
+        if source in self._pages:
+            self._pages[target] = bytearray(self._pages[source])
+        else:
+            self._pages.pop(target, None)
+            self._aliases[target] = self._aliases.get(source, source)
+
+
+def mark_damaged(persist: Persist) -> None:
+    """Have the image ask for a check, whatever happens to this one."""
+    if persist.load_u64(layout.STATE_OFFSET) != layout.STATE_ERROR:
+        persist.store_u64(layout.STATE_OFFSET, layout.STATE_ERROR)
+        persist.flush(layout.STATE_OFFSET, 8)
+        persist.fence()
+
+
+Progress = Callable[[str, int, int], None]
+"""Hears, from time to time, which pass runs, and how many things of how many it has done."""
 
 
 class Context:
     """One check of one image."""
 
-    def __init__(self, view: View, sb: Superblock, report: Report, persist: Persist | None) -> None:
+    def __init__(
+        self,
+        view: View,
+        sb: Superblock,
+        report: Report,
+        persist: Persist | None,
+        progress: Progress,
+    ) -> None:
         self.view = view
         self.sb = sb
         self.report = report
         self.persist = persist
+        self.progress = progress
         self.inodes: dict[int, InodeRow] = {}
         self.directory_runs: dict[int, Runs] = {}
         self.orphan_blocks: dict[int, Runs] = {}
@@ -157,9 +195,14 @@ class Context:
         self.parents: dict[int, tuple[int, int]] = {}
         """For each directory: the directory that names it, and where in the image the record is."""
         self.used = metadata_blocks(sb)
+        self.own = np.zeros(sb.block_count, np.bool_)
+        """All False but while one inode is looked at again: the blocks that it took before."""
         self.populated: set[int] = set()
         """The directories that hold a record."""
-        self._touched = False
+        self._lowest = 0
+        """No block below is free."""
+        self._free: int | None = None
+        self._copied = self._copied_max = 0
 
     def read(self, offset: int, length: int) -> bytes:
         """*length* bytes of the image at *offset*."""
@@ -170,17 +213,23 @@ class Context:
         if self.persist is None:
             self.view.store(offset, data)
             return
-        if not self._touched:
-            self._touched = True
-            self.persist.store_u64(layout.STATE_OFFSET, layout.STATE_ERROR)
-            self.persist.flush(layout.STATE_OFFSET, 8)
-            self.persist.fence()
+        mark_damaged(self.persist)
         self.persist.store(offset, data)
         self.persist.flush(offset, len(data))
 
     def store_u64(self, offset: int, value: int) -> None:
-        """Repair one aligned word of the image."""
-        self.store(offset, struct.pack("<Q", value))
+        """Repair one aligned word of the image, in one move."""
+        if self.persist is None:
+            self.view.store(offset, struct.pack("<Q", value))
+            return
+        mark_damaged(self.persist)
+        self.persist.store_u64(offset, value)
+        self.persist.flush(offset, 8)
+
+    def fence(self) -> None:
+        """Have everything stored so far be durable before what follows."""
+        if self.persist is not None:
+            self.persist.fence()
 
     def write_inode(self, row: InodeRow) -> None:
         """Store *row* in the inode table."""
@@ -195,16 +244,62 @@ class Context:
     def release(self, runs: Runs) -> None:
         """The blocks of *runs* are free after all."""
         for block, count in zip(runs.blocks.tolist(), runs.counts.tolist(), strict=True):
-            self.used[block : block + count] = False
+            self.release_blocks(block, count)
+
+    def release_blocks(self, block: int, count: int = 1) -> None:
+        """These blocks, which were in use, are free after all."""
+        self.used[block : block + count] = False
+        self._lowest = min(self._lowest, block)
+        if self._free is not None:
+            self._free += count
 
     def free_blocks(self) -> int:
         """How many blocks are free. Only behind pass 1."""
-        return int(np.count_nonzero(~self.used))
+        if self._free is None:
+            self._free = len(self.used) - int(np.count_nonzero(self.used))
+        return self._free
 
     def allocate(self) -> int:
-        """A free block, now in use and zeroed; the caller knows that there is one."""
-        block = int(np.argmin(self.used))
-        assert not self.used[block]
-        self.used[block] = True
+        """A free block, now in use and durably zeroed; the caller knows that there is one."""
+        block = self._take_free(1)
+        assert block is not None
         self.store(block * BLOCK_SIZE, bytes(BLOCK_SIZE))
+        self.fence()
+        return block
+
+    def copy_blocks(self, block: int, count: int) -> int | None:
+        """Copy 1 or 512 blocks from *block* on to free ones; the first, now in use.
+
+        None if there is no room, or if as much was copied as the whole image had in use. Only when
+        every block that has an owner is in use.
+        """
+        if self._copied == 0:
+            self._copied_max = int(np.count_nonzero(self.used))
+        target = self._take_free(count) if self._copied + count <= self._copied_max else None
+        if target is None:
+            return None
+        self._copied += count
+        if self.persist is None:
+            for index in range(count):
+                self.view.copy(target + index, block + index)
+        else:
+            self.store(target * BLOCK_SIZE, self.read(block * BLOCK_SIZE, count * BLOCK_SIZE))
+        return target
+
+    def _take_free(self, count: int) -> int | None:
+        """Take a free block, or an aligned run of *count* of them."""
+        if count == 1:
+            block = self._lowest + int(np.argmin(self.used[self._lowest :]))
+            if self.used[block]:
+                return None
+            self._lowest = block + 1
+        else:
+            whole = len(self.used) // count * count
+            free = np.flatnonzero(~self.used[:whole].reshape(-1, count).any(axis=1))
+            if not len(free):
+                return None
+            block = int(free[0]) * count
+        self.used[block : block + count] = True
+        if self._free is not None:
+            self._free -= count
         return block

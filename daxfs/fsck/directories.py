@@ -3,16 +3,20 @@
 Invariants
 - Behind this pass every record that is left names an inode in use, by a legal name that is unique
   in its directory, with the right type; and every directory is named at most once.
-- Records tile their block: what a record with a wrong length hides is given up, and turns up in
-  lost+found if nothing else names it.
+- Records tile their block. Behind a record with a wrong length the next place is looked for from
+  which they do: only what lies between is given up.
+- A directory that is named twice keeps the name that its ``..`` agrees with, else the first.
 """
 
 import stat
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from daxfs.fsck.context import Context, InodeRow
 from daxfs.ondisk.layout import BLOCK_SIZE, DIRENT_HEADER, ROOT_INO, dirent_size
+
+_REC_LEN_MASK: Final = 0xFFFF << 32
+"""What free space keeps of the first word of a record."""
 
 
 class Record(NamedTuple):
@@ -26,19 +30,21 @@ class Record(NamedTuple):
 
 
 class BadTiling(NamedTuple):
-    """From byte *offset* of the image on, for *length* bytes, a block cannot be read as records."""
+    """For *length* bytes from byte *offset* of the image on, a block cannot be read as records.
+
+    *record* is what stands there, with a length that fits, if it can be one.
+    """
 
     offset: int
     length: int
+    record: Record
 
 
 def blocks(context: Context, ino: int) -> Iterator[int]:
-    """The blocks of directory *ino* that hold records."""
+    """The blocks of directory *ino*."""
     runs = context.directory_runs[ino]
-    for index in range(len(runs)):
-        if not runs.unwritten[index]:
-            first = int(runs.blocks[index])
-            yield from range(first, first + int(runs.counts[index]))
+    for first, count in zip(runs.blocks.tolist(), runs.counts.tolist(), strict=True):
+        yield from range(first, first + count)
 
 
 def records(raw: bytes, base: int) -> Iterator[Record | BadTiling]:
@@ -48,23 +54,57 @@ def records(raw: bytes, base: int) -> Iterator[Record | BadTiling]:
     position = 0
     while position < BLOCK_SIZE:
         ino, rec_len, name_len, kind = DIRENT_HEADER.unpack_from(raw, position)
-        least = dirent_size(name_len) if ino else DIRENT_HEADER.size
-        if rec_len % 8 or rec_len < least or position + rec_len > BLOCK_SIZE:
-            yield BadTiling(base + position, BLOCK_SIZE - position)
-            return
         start = position + DIRENT_HEADER.size
-        yield Record(base + position, ino, rec_len, raw[start : start + name_len], kind)
+        name = raw[start : start + name_len]
+        if _fits(raw, position):
+            yield Record(base + position, ino, rec_len, name, kind)
+        else:
+            rec_len = _next_place(raw, position) - position
+            if dirent_size(name_len) > rec_len:
+                ino = 0
+            record = Record(base + position, ino, rec_len, name, kind)
+            yield BadTiling(base + position, rec_len, record)
         position += rec_len
+
+
+def _fits(raw: bytes, position: int) -> bool:
+    """Whether the record at byte *position* of the block *raw* has a legal length."""
+    ino, rec_len, name_len, _ = DIRENT_HEADER.unpack_from(raw, position)
+    least = dirent_size(name_len) if ino else DIRENT_HEADER.size
+    return not rec_len % 8 and least <= rec_len <= BLOCK_SIZE - position
+
+
+def _next_place(raw: bytes, bad: int) -> int:
+    """The first place behind byte *bad* of the block from which records tile it to its end.
+
+    A name must stand there; free space alone is not worth it.
+    """
+    tiles = {BLOCK_SIZE}
+    found = BLOCK_SIZE
+    for position in range(BLOCK_SIZE - DIRENT_HEADER.size, bad, -DIRENT_HEADER.size):
+        ino, rec_len, name_len, _ = DIRENT_HEADER.unpack_from(raw, position)
+        if position + rec_len in tiles and _fits(raw, position):
+            tiles.add(position)
+            start = position + DIRENT_HEADER.size
+            if ino and _is_legal(raw[start : start + name_len]):
+                found = position
+    return found
+
+
+def _is_legal(name: bytes) -> bool:
+    return bool(name) and b"/" not in name and b"\0" not in name and name not in (b".", b"..")
 
 
 def drop_record(context: Context, offset: int) -> None:
     """Make the record at byte *offset* of the image free space."""
-    context.store(offset, bytes(4))
+    word = int.from_bytes(context.read(offset, 8), "little")
+    context.store_u64(offset, word & _REC_LEN_MASK)
 
 
 def check(context: Context) -> None:
     """Check all directories; fills ``references`` and ``parents``."""
-    for ino in sorted(context.directory_runs):
+    for done, ino in enumerate(sorted(context.directory_runs)):
+        context.progress("directories", done, len(context.directory_runs))
         _Directory(context, context.inodes[ino]).run()
 
 
@@ -84,14 +124,21 @@ class _Directory:
                     self._record(found)
 
     def _tiling(self, bad: BadTiling) -> None:
+        """Have one record where there is none that fits: what stands there, if it can be one."""
+        context, record = self.context, bad.record
         block, at = divmod(bad.offset, BLOCK_SIZE)
-        self.context.report.problem(
-            f"directory {self.row.ino}: block {block} cannot be read from byte {at} on",
-            "clear that part",
-        )
-        self.context.store(
-            bad.offset, DIRENT_HEADER.pack(0, bad.length, 0, 0).ljust(bad.length, b"\0")
-        )
+        title = f"directory {self.row.ino}: block {block} cannot be read from byte {at} on"
+        is_record = record.ino and self._fault(record) is None
+        if is_record and stat.S_IFMT(context.inodes[record.ino].mode) >> 12 == record.type:
+            context.report.problem(title, f"correct the length of {_shown(record.name)}")
+            header = DIRENT_HEADER.pack(record.ino, bad.length, len(record.name), record.type)
+        else:
+            context.report.problem(title, f"clear {bad.length} bytes")
+            header = DIRENT_HEADER.pack(0, bad.length, 0, 0)
+            record = record._replace(ino=0)
+        context.store_u64(bad.offset, int.from_bytes(header, "little"))
+        if record.ino:
+            self._record(record)
 
     def _record(self, record: Record) -> None:
         context, report = self.context, self.context.report
@@ -103,6 +150,14 @@ class _Directory:
             return
         self.names.add(record.name)
         target = context.inodes[record.ino]
+        if target.is_directory and record.ino in context.parents:
+            parent, offset = context.parents[record.ino]
+            report.problem(
+                f"directory {parent}: names directory {record.ino}, which lies in {self.row.ino}",
+                "clear the record",
+            )
+            drop_record(context, offset)
+            context.references[record.ino] -= 1
         kind = stat.S_IFMT(target.mode) >> 12
         if record.type != kind:
             report.problem(
@@ -118,7 +173,7 @@ class _Directory:
     def _fault(self, record: Record) -> str | None:
         """What forbids *record* to stay, or None."""
         name, ino = record.name, record.ino
-        if not name or b"/" in name or b"\0" in name or name in (b".", b".."):
+        if not _is_legal(name):
             return "is not a legal name"
         if name in self.names:
             return "stands there twice"
@@ -130,7 +185,9 @@ class _Directory:
         if ino == ROOT_INO:
             return "names the root directory"
         if target.is_directory and ino in self.context.parents:
-            return f"is a second name of directory {ino}"
+            named_in = self.context.parents[ino][0]
+            if target.parent == named_in or target.parent != self.row.ino:
+                return f"is a second name of directory {ino}"
         return None
 
 

@@ -1,8 +1,10 @@
 """Pass 1: the inodes, and with them the blocks in use.
 
 Invariants
-- An inode whose checksum is right is kept, whatever is wrong with a part of it: that part is mended
-  or cut out. One whose checksum is wrong is kept only if nothing else is wrong with it.
+- An inode of a known type is kept, whatever is wrong with a part of it: that part is mended or cut
+  out. Only a symbolic link without a target is not.
+- What is whole has the first claim to its blocks: inodes whose checksum is wrong come behind all
+  others, and get no copies of what others have.
 - Behind this pass ``used`` holds every block that something owns.
 """
 
@@ -12,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from daxfs.fsck import blockmap, xattrs
-from daxfs.fsck.blockmap import Tree
+from daxfs.fsck.blockmap import Fault, Rules, Tree
 from daxfs.fsck.context import NO_RUNS, Context, InodeRow, Runs
 from daxfs.ondisk import layout
 from daxfs.ondisk.itable import scan_inodes
@@ -30,30 +32,59 @@ _TYPES: Final = {
 _MODE_MASK: Final = 0o177777
 _FILE_PAGES_MAX: Final = layout.FILE_SIZE_MAX // BLOCK_SIZE
 _FLAGS_KNOWN: Final = layout.FLAG_DAX
+_PIECE: Final = 256
+"""So many pages are read at a time."""
 
 
 def check(context: Context) -> None:
     """Check every inode; fills ``inodes``, ``used``, ``directory_runs`` and ``orphan_blocks``."""
+    damaged: list[int] = []
+    shared: list[_Check] = []
     for first, rows in scan_inodes(context.view, context.sb):
+        context.progress("inodes", first, context.sb.inode_count)
         raw = rows.tobytes()
         table = np.frombuffer(raw, np.uint8).reshape(-1, INODE_SIZE)
         for index in np.flatnonzero(table.any(axis=1)).tolist():
-            _inode(context, first + index, raw[index * INODE_SIZE : (index + 1) * INODE_SIZE])
+            ino, row = first + index, raw[index * INODE_SIZE : (index + 1) * INODE_SIZE]
+            if row[-4:] == layout.inode_checksum(ino, row).to_bytes(4, "little"):
+                _inode(context, ino, row, shared)
+            else:
+                damaged.append(ino)
+    for ino in damaged:
+        _inode(context, ino, context.read(context.sb.inode_offset(ino), INODE_SIZE), None)
+    for check in shared:
+        check.resolve()
     if ROOT_INO not in context.inodes:
         _make_root(context)
 
 
-def _inode(context: Context, ino: int, raw: bytes) -> None:
+def _inode(context: Context, ino: int, raw: bytes, shared: "list[_Check] | None") -> None:
+    """Check one row that is not all 0; *shared* is None if its checksum is wrong.
+
+    A check that has to wait for the blocks of all others is put into *shared*.
+    """
     row = InodeRow.unpack(ino, raw)
-    is_whole = raw[-4:] == layout.inode_checksum(ino, raw).to_bytes(4, "little")
-    if row.mode == 0:
+    is_whole = shared is not None
+    is_known = not row.mode & ~_MODE_MASK and stat.S_IFMT(row.mode) in _TYPES
+    if ino == ROOT_INO and row.map_root and not (is_known and row.is_directory):
+        context.report.problem(f"the root directory has mode {row.mode:#o}", "make it a directory")
+        row.mode = stat.S_IFDIR | (stat.S_IMODE(row.mode) or 0o755)
+        is_whole = False
+    elif ino == ROOT_INO and not row.is_directory:
+        return
+    elif row.mode == 0:
         _free_inode(context, row, is_whole)
         return
-    if row.mode & ~_MODE_MASK or stat.S_IFMT(row.mode) not in _TYPES:
+    elif not is_known:
         context.report.problem(f"inode {ino}: mode {row.mode:#o} is of no known type", "clear it")
         context.clear_inode(row)
         return
-    _Check(context, row).run(is_whole)
+    check = _Check(context, row, is_whole)
+    check.walk(share=shared is not None)
+    if shared is not None and check.is_shared:
+        shared.append(check)
+    else:
+        check.finish()
 
 
 def _free_inode(context: Context, row: InodeRow, is_whole: bool) -> None:
@@ -65,46 +96,75 @@ def _free_inode(context: Context, row: InodeRow, is_whole: bool) -> None:
 class _Check:
     """The check of one inode that claims to be in use."""
 
-    def __init__(self, context: Context, row: InodeRow) -> None:
+    def __init__(self, context: Context, row: InodeRow, is_whole: bool) -> None:
         self.context = context
         self.row = row
+        self.is_whole = is_whole
         self.found: list[tuple[str, str]] = []
         """(what is wrong, what is done about it), done to the row already."""
-        self.cut: list[int] = []
-        """Bad map entries in the image, to be zeroed."""
+        self.stores: list[tuple[int, int]] = []
+        """Map entries to be stored: (offset in the image, entry)."""
         self.is_lost = False
         """Nothing of this inode can be kept."""
-
-    def run(self, is_whole: bool) -> None:
-        context, row = self.context, self.row
         self._fields()
-        data = blockmap.walk(context, row.map_root, self._pages_max())
-        self._map(data)
-        attributes, fault = xattrs.read(context, row.xattr_root)
+        kind = stat.S_IFMT(row.mode)
+        pages = _FILE_PAGES_MAX if kind in (stat.S_IFREG, stat.S_IFDIR) else 0
+        if kind == stat.S_IFLNK:
+            pages = 1
+        self.rules = Rules(pages, unwritten=kind == stat.S_IFREG)
+        self.data = self.attributes = blockmap.NO_TREE
+
+    def walk(self, *, share: bool) -> None:
+        """Take the blocks of this inode."""
+        self.data = blockmap.walk(self.context, self.row.map_root, self.rules, share=share)
+        self.attributes = xattrs.walk(self.context, self.row.xattr_root, share=share)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether another inode has blocks of this one."""
+        return self.data.is_shared or self.attributes.is_shared
+
+    def resolve(self) -> None:
+        """Give this inode copies of what others have, all others having been walked; finish."""
+        context, row = self.context, self.row
+        if self.data.is_shared:
+            self.data = blockmap.walk_again(context, self.data, row.map_root, self.rules)
+        if self.attributes.is_shared:
+            self.attributes = blockmap.walk_again(
+                context, self.attributes, row.xattr_root, xattrs.RULES
+            )
+        self.finish()
+
+    def finish(self) -> None:
+        """Check what the blocks hold, tell of what was found, and mend it."""
+        context, row = self.context, self.row
+        self._take_over(self.data.faults)
+        row.map_root = self.data.root
+        fault = xattrs.fault(context, self.attributes, row)
         if fault:
-            blockmap.release(context, attributes)
-            attributes = blockmap.NO_TREE
-            row.xattr_root = 0
+            blockmap.release(context, self.attributes)
+            self.attributes = blockmap.NO_TREE
             self._note(f"extended attributes: {fault}", "drop them")
-        self._contents(data)
-        blocks = data.blocks + attributes.blocks
+        self._take_over(self.attributes.faults)
+        row.xattr_root = self.attributes.root
+        self._contents(self.data)
+        blocks = self.data.blocks + self.attributes.blocks
         if row.blocks != blocks and not self.is_lost:
             self._note(f"the block count is {row.blocks}, not {blocks}", "correct it")
             row.blocks = blocks
-        owned = blockmap.merge(data, attributes)
-        if self.is_lost or (self.found and not is_whole):
-            self._clear(owned, is_whole)
+        owned = blockmap.merge(self.data, self.attributes)
+        if self.is_lost:
+            self._clear(owned)
         else:
-            self._keep(data, owned, is_whole)
+            self._keep(owned)
+
+    def _take_over(self, faults: list[Fault]) -> None:
+        for fault in faults:
+            self._note(fault.text, fault.fix)
+            self.stores += fault.stores
 
     def _note(self, text: str, fix: str) -> None:
         self.found.append((text, fix))
-
-    def _pages_max(self) -> int:
-        kind = stat.S_IFMT(self.row.mode)
-        if kind == stat.S_IFLNK:
-            return 1
-        return _FILE_PAGES_MAX if kind in (stat.S_IFREG, stat.S_IFDIR) else 0
 
     def _fields(self) -> None:
         row = self.row
@@ -122,20 +182,16 @@ class _Check:
             self._note(f"a {_TYPES[kind]} with contents", "drop them")
             row.size = row.map_root = 0
 
-    def _map(self, tree: Tree) -> None:
-        for fault in tree.faults:
-            self._note(fault.text, "clear")
-            if fault.offsets:
-                self.cut += fault.offsets
-            else:
-                self.row.map_root = 0
-
     def _contents(self, data: Tree) -> None:
         row = self.row
         kind = stat.S_IFMT(row.mode)
         if kind == stat.S_IFREG and row.size > layout.FILE_SIZE_MAX:
             self._note(f"{row.size} bytes are more than a file can have", "cut to its last block")
             row.size = data.end * BLOCK_SIZE
+        elif kind == stat.S_IFREG and (behind := self._data_behind_end(data)):
+            size = behind * BLOCK_SIZE
+            self._note(f"data behind the end at byte {row.size}", f"make it {size} bytes long")
+            row.size = size
         elif kind == stat.S_IFDIR:
             size = data.end * BLOCK_SIZE
             if row.size != size:
@@ -145,6 +201,26 @@ class _Check:
             self._note("a symbolic link without a target", "clear the inode")
             self.is_lost = True
 
+    def _data_behind_end(self, data: Tree) -> int:
+        """The page behind the last that holds data, if that lies behind the end; else 0.
+
+        What is there may have blocks, but reads as zeroes.
+        """
+        end = -(-self.row.size // BLOCK_SIZE)
+        runs = data.data
+        for index in np.flatnonzero(~runs.unwritten & (runs.pgoffs + runs.counts > end))[::-1]:
+            start = max(end, int(runs.pgoffs[index]))
+            pages = int(runs.pgoffs[index] + runs.counts[index]) - start
+            block = int(runs.blocks[index]) + start - int(runs.pgoffs[index])
+            for last in range(pages, 0, -_PIECE):
+                first = max(0, last - _PIECE)
+                raw = self.context.read(
+                    (block + first) * BLOCK_SIZE, (last - first) * BLOCK_SIZE
+                ).rstrip(b"\0")
+                if raw:
+                    return start + first + -(-len(raw) // BLOCK_SIZE)
+        return 0
+
     def _has_target(self, data: Tree) -> bool:
         size = self.row.size
         if not 1 <= size <= layout.SYMLINK_MAX or len(data.data) != 1 or data.data.unwritten[0]:
@@ -152,31 +228,34 @@ class _Check:
         target = self.context.read(int(data.data.blocks[0]) * BLOCK_SIZE, size)
         return b"\0" not in target
 
-    def _clear(self, owned: Runs, is_whole: bool) -> None:
+    def _clear(self, owned: Runs) -> None:
         report = self.context.report
         what = "; ".join(text for text, _ in self.found)
-        if not is_whole:
+        if not self.is_whole:
             what = f"the checksum is wrong; {what}"
         report.problem(f"inode {self.row.ino}: {what}", "clear the inode")
         self.context.release(owned)
         self.context.clear_inode(self.row)
 
-    def _keep(self, data: Tree, owned: Runs, is_whole: bool) -> None:
+    def _keep(self, owned: Runs) -> None:
         context, row = self.context, self.row
+        if not self.is_whole:
+            rest = "" if self.found else ", but nothing else is"
+            context.report.problem(
+                f"inode {row.ino}: the checksum is wrong{rest}", "correct the checksum"
+            )
         for text, fix in self.found:
             context.report.problem(f"inode {row.ino}: {text}", fix)
-        if not is_whole:
-            context.report.problem(
-                f"inode {row.ino}: the checksum is wrong, but nothing else is",
-                "correct the checksum",
-            )
-        for offset in self.cut:
-            context.store_u64(offset, 0)
-        if self.found or not is_whole:
+        if self.found:
+            # Copies come before what points to them.
+            context.fence()
+        for offset, value in self.stores:
+            context.store_u64(offset, value)
+        if self.found or not self.is_whole:
             context.write_inode(row)
         context.inodes[row.ino] = row
         if row.is_directory:
-            context.directory_runs[row.ino] = data.data
+            context.directory_runs[row.ino] = self.data.data
         if row.nlink == 0:
             context.orphan_blocks[row.ino] = owned
 

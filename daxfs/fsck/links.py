@@ -12,7 +12,9 @@ from daxfs.fsck.context import Context
 def check(context: Context) -> None:
     """Correct link counts; free what was deleted while open and never closed."""
     subdirectories = Counter(parent for parent, _ in context.parents.values())
-    for row in list(context.inodes.values()):
+    for done, row in enumerate(list(context.inodes.values())):
+        if not done % 4096:
+            context.progress("links", done, len(context.inodes))
         if is_orphan(context, row):
             context.report.problem(f"inode {row.ino} was deleted while it was open", "free it")
             context.release(context.orphan_blocks[row.ino])

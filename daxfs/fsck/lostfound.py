@@ -2,6 +2,9 @@
 
 Made on first use, below the root, with mode 0700. What is found there is called ``#`` and its inode
 number.
+
+Invariant: a record is complete and durable before the word that makes it one; only in a block that
+was all zeroes, where nothing else can stand, they may come together.
 """
 
 import stat
@@ -25,21 +28,26 @@ class LostFound:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._home: InodeRow | None = None
-        self._roomy: dict[int, int] = {}
-        """For each directory: the block in which room was found last."""
+        self._taken: set[bytes] = set()
+        """The names that lost+found had before."""
+        self._last: dict[int, Record] = {}
+        """For each directory: the record that was added last."""
+        self._fresh: set[int] = set()
+        """The blocks that were made here."""
 
     def adopt(self, row: InodeRow) -> bool:
         """Name *row* in lost+found; False, with nothing changed, if there is no room for that."""
         context = self._context
         if context.free_blocks() < _BLOCKS_FOR_ONE:
             return False
-        home = self._home or self._find_or_make()
-        if home is None:
-            return False
-        self._home = home
-        names = {record.name for record in self._records(home.ino)} if not self._roomy else set()
+        if self._home is None:
+            self._home = self._find_or_make()
+            if self._home is None:
+                return False
+            self._taken = {record.name for record in self._records(self._home.ino)}
+        home = self._home
         name = b"#%d" % row.ino
-        while name in names:
+        while name in self._taken:
             name += b"_"
         offset = self._add(home, name, row)
         context.references[row.ino] += 1
@@ -72,8 +80,10 @@ class LostFound:
         row.parent = ROOT_INO
         context.inodes[ino] = row
         context.directory_runs[ino] = NO_RUNS
-        context.write_inode(row)
+        # The record first: one that names a free inode goes, an inode without a name would stay.
         context.parents[ino] = (ROOT_INO, self._add(root, name, row))
+        context.fence()
+        context.write_inode(row)
         context.references[ino] += 1
         root.nlink += 1
         context.write_inode(root)
@@ -85,10 +95,7 @@ class LostFound:
 
     def _records(self, ino: int) -> Iterator[Record]:
         """The records in use of directory *ino*."""
-        for block in directories.blocks(self._context, ino):
-            for record in self._block_records(block):
-                if record.ino:
-                    yield record
+        return (record for record in self._gaps(ino) if record.ino)
 
     def _block_records(self, block: int) -> list[Record]:
         base = block * BLOCK_SIZE
@@ -99,36 +106,43 @@ class LostFound:
 
     def _add(self, home: InodeRow, name: bytes, row: InodeRow) -> int:
         """Add a record for *row* to directory *home*; where in the image it is."""
-        known = self._roomy.get(home.ino)
-        candidates = directories.blocks(self._context, home.ino) if known is None else iter([known])
-        for block in candidates:
-            offset = self._add_to_block(block, name, row)
-            if offset is not None:
-                self._roomy[home.ino] = block
-                return offset
-        block = self._context.allocate()
-        pgoff = home.size // BLOCK_SIZE
-        blockmap.append(self._context, home, block)
-        runs = self._context.directory_runs[home.ino]
-        self._context.directory_runs[home.ino] = runs.with_block(pgoff, block)
-        self._roomy[home.ino] = block
-        offset = self._add_to_block(block, name, row)
-        assert offset is not None, "an empty block has room"
-        return offset
-
-    def _add_to_block(self, block: int, name: bytes, row: InodeRow) -> int | None:
-        """Put the record into the first gap of *block* that is large enough, if there is one."""
         need = dirent_size(len(name))
+        gap = self._last.get(home.ino)
+        if gap is None:
+            gap = next((record for record in self._gaps(home.ino) if _room(record) >= need), None)
+        if gap is None or _room(gap) < need:
+            block = self._context.allocate()
+            self._fresh.add(block)
+            pgoff = home.size // BLOCK_SIZE
+            blockmap.append(self._context, home, block)
+            runs = self._context.directory_runs[home.ino]
+            self._context.directory_runs[home.ino] = runs.with_block(pgoff, block)
+            gap = Record(block * BLOCK_SIZE, 0, BLOCK_SIZE, b"", 0)
+        self._last[home.ino] = added = self._put(gap, name, row)
+        return added.offset
+
+    def _gaps(self, ino: int) -> Iterator[Record]:
+        """All records of directory *ino*, free space included."""
+        for block in directories.blocks(self._context, ino):
+            yield from self._block_records(block)
+
+    def _put(self, gap: Record, name: bytes, row: InodeRow) -> Record:
+        """Put a record for *row* behind the name of *gap*, or in its place if it has none."""
+        context = self._context
+        used = gap.rec_len - _room(gap)
         kind = stat.S_IFMT(row.mode) >> 12
-        for record in self._block_records(block):
-            taken = dirent_size(len(record.name)) if record.ino else 0
-            gap = record.rec_len - taken
-            if gap < need:
-                continue
-            offset = record.offset + taken
-            header = DIRENT_HEADER.pack(row.ino, gap, len(name), kind)
-            self._context.store(offset, header + name)
-            if taken:
-                self._context.store(record.offset + 4, taken.to_bytes(2, "little"))
-            return offset
-        return None
+        new = Record(gap.offset + used, row.ino, gap.rec_len - used, name, kind)
+        header = DIRENT_HEADER.pack(new.ino, new.rec_len, len(name), kind)
+        context.store(new.offset + DIRENT_HEADER.size, name)
+        if used:
+            context.store(new.offset, header)
+            header = DIRENT_HEADER.pack(gap.ino, used, len(gap.name), gap.type)
+        if gap.offset // BLOCK_SIZE not in self._fresh:
+            context.fence()
+        context.store_u64(gap.offset, int.from_bytes(header, "little"))
+        return new
+
+
+def _room(record: Record) -> int:
+    """How many bytes of *record* are free for another one."""
+    return record.rec_len - (dirent_size(len(record.name)) if record.ino else 0)

@@ -5,7 +5,7 @@ repairs are complete in themselves: restoring a copy and undoing the journal may
 """
 
 from daxfs.errors import CommandError, CorruptionError, FsckExit
-from daxfs.fsck.context import View
+from daxfs.fsck.context import View, mark_damaged
 from daxfs.fsck.report import Report
 from daxfs.journal import undo
 from daxfs.ondisk import layout
@@ -30,6 +30,7 @@ def check(image: Image, report: Report, persist: Persist | None) -> Superblock:
     if image.pread(backup_offset, SUPER_SIZE) != primary:
         report.problem("the backup of the super block is damaged", "copy the super block there")
         if persist is not None:
+            mark_damaged(persist)
             persist.persist(backup_offset, primary)
     return sb
 
@@ -51,6 +52,7 @@ def _from_backup(
     _features(sb, persist)
     report.problem(str(error.strerror), "restore the super block from its backup")
     if persist is not None:
+        mark_damaged(persist)
         persist.persist(layout.SUPER_OFFSET, raw)
     return sb
 
@@ -77,6 +79,7 @@ def recover(
         f"an operation was interrupted (ranges in the journal: {len(entries)})", "undo it"
     )
     if persist is not None:
+        mark_damaged(persist)
         undo.Journal(persist, sb).recover()
         return
     for offset, old in reversed(entries):

@@ -4,28 +4,33 @@ The blob is one XATTR_HEADER, then the records; what is behind them in its last 
 It is taken as a whole or, if anything is wrong, dropped as a whole.
 """
 
+import stat
 import struct
 from typing import Final
 
 import google_crc32c
 
+from daxfs.errors import FsError
 from daxfs.fsck import blockmap
-from daxfs.fsck.blockmap import Tree
-from daxfs.fsck.context import Context
-from daxfs.ondisk import layout
+from daxfs.fsck.blockmap import Rules, Tree
+from daxfs.fsck.context import Context, InodeRow
+from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, XATTR_HEADER, XATTR_RECORD
 
-_PAGES_MAX: Final = layout.XATTR_TOTAL_MAX // BLOCK_SIZE
+RULES: Final = Rules(layout.XATTR_TOTAL_MAX // BLOCK_SIZE)
 
 
-def read(context: Context, root: int) -> tuple[Tree, str | None]:
-    """The blocks of the blob of *root*, now in use, and what is wrong with it, if anything."""
-    tree = blockmap.walk(context, root, _PAGES_MAX)
-    if root == 0:
-        return tree, None
-    if tree.faults:
-        return tree, tree.faults[0].text
-    return tree, _blob_fault(_bytes(context, tree))
+def walk(context: Context, root: int, *, share: bool) -> Tree:
+    """The blocks of the blob of *root*, now in use."""
+    return blockmap.walk(context, root, RULES, share=share)
+
+
+def fault(context: Context, tree: Tree, row: InodeRow) -> str | None:
+    """What is wrong with the blob in *tree*, the attributes of *row*, if anything."""
+    if not row.xattr_root:
+        return None
+    lost = [fault.text for fault in tree.faults if fault.is_loss]
+    return lost[0] if lost else _blob_fault(_bytes(context, tree), row)
 
 
 def _bytes(context: Context, tree: Tree) -> bytes:
@@ -40,7 +45,7 @@ def _bytes(context: Context, tree: Tree) -> bytes:
     return bytes(blob)
 
 
-def _blob_fault(blob: bytes) -> str | None:
+def _blob_fault(blob: bytes, row: InodeRow) -> str | None:
     magic, crc, length, records = XATTR_HEADER.unpack_from(blob)
     if magic != layout.XATTR_MAGIC:
         return "their block does not begin with a header"
@@ -63,9 +68,25 @@ def _blob_fault(blob: bytes) -> str | None:
             return "their records run over the end"
         if not 1 <= name_len <= layout.NAME_MAX or b"\0" in name or name in names:
             return f"the name {name!r} is not legal or stands there twice"
+        if problem := _acl_fault(name, payload[position - value_len : position], row):
+            return problem
         if value_len > layout.XATTR_VALUE_MAX:
             return f"the value of {name!r} is longer than {layout.XATTR_VALUE_MAX} bytes"
         names.add(name)
     if position != length:
         return f"{length - position} bytes behind their last record"
     return None
+
+
+def _acl_fault(name: bytes, value: bytes, row: InodeRow) -> str | None:
+    """What is wrong with the access control list *name*; None too if it is not one."""
+    if name not in (acl.XATTR_ACCESS, acl.XATTR_DEFAULT):
+        return None
+    title = f"the list {name.decode()}"
+    if stat.S_ISLNK(row.mode) or (name == acl.XATTR_DEFAULT and not row.is_directory):
+        return f"{title} of what cannot have one"
+    try:
+        entries = acl.decode(value)
+    except FsError:
+        return f"{title} is not valid"
+    return None if entries else f"{title} is empty"

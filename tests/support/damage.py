@@ -2,15 +2,18 @@
 
 import stat
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 from click.testing import CliRunner
 
 from daxfs.cli.main import main
+from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
 from daxfs.fs.super import FileSystem
-from daxfs.ondisk import layout
+from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, DIRENT_HEADER, INODE_FIELDS, ROOT_INO, Superblock
 from daxfs.ondisk.mapentry import block_of
 from daxfs.pmem.image import Image
@@ -18,15 +21,22 @@ from daxfs.pmem.persist import Persist
 
 SIZE = 32 << 20
 CRED = Cred(0, 0, 0o022)
+ACCESS = [
+    acl.AclEntry(acl.USER_OBJ, 6),
+    acl.AclEntry(acl.USER, 6, 1000),
+    acl.AclEntry(acl.GROUP_OBJ, 4),
+    acl.AclEntry(acl.MASK, 6),
+    acl.AclEntry(acl.OTHER, 0),
+]
 DATA = bytes(range(256)) * 16
-NAMES = 300
+NAMES = 80
 """So many long names that a directory has several blocks."""
 
 
 def mounted(path: Path) -> tuple[Image, Persist, FileSystem]:
     image = Image.open(str(path))
     persist = Persist(image, "memory")
-    return image, persist, FileSystem.mount(image, persist)
+    return image, persist, FileSystem.mount(image, persist, enable_acl=True)
 
 
 def fill(fs: FileSystem) -> dict[str, int]:
@@ -59,6 +69,9 @@ def fill(fs: FileSystem) -> dict[str, int]:
     note("link", fs.symlink(root, b"link", b"target", CRED).ino)
     note("fifo", fs.mknod(root, b"fifo", stat.S_IFIFO | 0o600, 0, CRED).ino)
     note("device", fs.mknod(root, b"device", stat.S_IFCHR | 0o600, 0x103, CRED).ino)
+    listed = fs.create(root, b"listed", 0o640, CRED)
+    fs.setxattr(listed, acl.XATTR_ACCESS, acl.encode(ACCESS))
+    note("listed", listed.ino)
     labelled = fs.create(root, b"labelled", 0o644, CRED)
     fs.setxattr(labelled, b"user.short", b"value")
     fs.setxattr(labelled, b"user.long", b"v" * 10_000)
@@ -162,24 +175,81 @@ class Damaged:
         return result.exit_code, result.output
 
     def tree(self) -> dict[str, tuple[int, bytes]]:
-        """Mount it: mode and the beginning of the contents of everything, by path."""
+        """Mode and the beginning of the contents of everything, by path."""
+        return {path: (found.mode, found.contents[:64]) for path, found in self.listing().items()}
+
+    def listing(self) -> "dict[str, Found]":
+        """Mount it for reading: what a user sees, by path."""
+        with Image.open(str(self.path)) as image:
+            return listing(image)
+
+    def use(self) -> None:
+        """Mount it, and make, change and delete files in every directory."""
         image, persist, fs = mounted(self.path)
-        found: dict[str, tuple[int, bytes]] = {}
-
-        def visit(ino: int, path: str) -> None:
-            inode = fs.iget(ino)
-            contents = b""
-            if stat.S_ISREG(inode.mode):
-                contents = bytes(fs.read(inode, 0, 64)[0])
-            found[path] = (inode.mode, contents)
-            if stat.S_ISDIR(inode.mode):
-                for entry in fs.readdir(inode, 0):
-                    if entry.name not in (b".", b".."):
-                        name = entry.name.decode()
-                        visit(entry.ino, f"{path}/{name}" if path else name)
-
-        visit(ROOT_INO, "")
+        for inode in [inode for _, inode in visit(fs) if inode.is_dir]:
+            file = fs.create(inode, b"new", 0o644, CRED)
+            assert fs.write(file, 0, DATA * 3) == len(DATA) * 3
+            fs.setxattr(file, b"user.new", b"n")
+            fs.mkdir(inode, b"inner", 0o755, CRED)
+            fs.rename(inode, b"new", fs.lookup(inode, b"inner"), b"moved")
+            assert bytes(fs.read(file, 0, 10)[0]) == DATA[:10]
+            fs.unlink(fs.lookup(inode, b"inner"), b"moved")
+            fs.rmdir(inode, b"inner")
         fs.unmount()
         persist.close()
         image.close()
-        return found
+
+
+class Found(NamedTuple):
+    """What a user sees of an inode but its number, generation, access time and blocks."""
+
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    size: int
+    rdev: int
+    flags: int
+    mtime_ns: int
+    contents: bytes
+    """Of all pages that are not holes, their numbers among them."""
+    attributes: tuple[tuple[bytes, bytes], ...]
+
+
+def visit(fs: FileSystem) -> Iterator[tuple[str, Inode]]:
+    """Everything in *fs* with its path, "" for the root."""
+    waiting = [("", fs.iget(ROOT_INO))]
+    while waiting:
+        path, inode = waiting.pop()
+        yield path, inode
+        if inode.is_dir:
+            for entry in fs.readdir(inode, 0):
+                if entry.name not in (b".", b".."):
+                    name = entry.name.decode(errors="backslashreplace")
+                    waiting.append((f"{path}/{name}" if path else name, fs.iget(entry.ino)))
+
+
+def listing(image: Image) -> dict[str, Found]:
+    """Mount *image* for reading: what a user sees, by path. Nothing may be damaged."""
+    persist = Persist(image, "memory")
+    fs = FileSystem.mount(image, persist, read_only=True, enable_acl=True)
+    found = {path: _found(fs, inode) for path, inode in visit(fs)}
+    persist.close()
+    return found
+
+
+def _found(fs: FileSystem, inode: Inode) -> Found:
+    contents = b""
+    if inode.is_symlink:
+        contents = fs.readlink(inode)
+    elif inode.is_reg:
+        extents = sorted(fs.extents(inode))
+        for start, count in [(e.pgoff * BLOCK_SIZE, e.count * BLOCK_SIZE) for e in extents]:
+            data = bytes(fs.read(inode, start, count)[0])
+            if any(data):
+                contents += data + b"%d" % start
+    attributes = tuple((name, fs.getxattr(inode, name)) for name in fs.listxattr(inode))
+    return Found(
+        *(inode.mode, inode.uid, inode.gid, inode.nlink, inode.size, inode.rdev, inode.flags),
+        *(inode.mtime_ns, contents, attributes),
+    )
