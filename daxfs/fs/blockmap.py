@@ -202,6 +202,9 @@ class BlockMap:
             value = int(node[index])
             if value == 0:
                 used = np.flatnonzero(node[index:])
+                if not used.size and not node[:index].any():
+                    # Nodes without entries that stand in a tree many times would take for ever.
+                    raise CorruptionError(f"block map node {block} is empty")
                 empty = int(used[0]) if used.size else ENTRIES_PER_NODE - index
                 return Run(0, min(limit, (empty << shift) - (pgoff & (1 << shift) - 1)))
             block = self._check(value, level)
@@ -225,17 +228,18 @@ class BlockMap:
         return Run(block, count, bool(int(values[0]) & UNWRITTEN))
 
     def mapped(self, root: int, start: int, end: int) -> int:
-        """How many of the pages start .. end-1 have a block, written or not."""
+        """How many of the pages start .. end-1 have a block, written or not. EUCLEAN."""
         if not root:
             return 0
         height, block = self._root(root)
         end = min(end, capacity_pages(height))
         if start >= end:
             return 0
-        return self._mapped(block, height - 1, start, end) if height else 1
+        return self._mapped(block, height - 1, start, end, set()) if height else 1
 
-    def _mapped(self, block: int, level: int, start: int, end: int) -> int:
+    def _mapped(self, block: int, level: int, start: int, end: int, seen: set[int]) -> int:
         """As mapped, for a node of *level*; pages count from its first one."""
+        self._see(seen, block)
         node, shift = self._node(block), NODE_SHIFT * level
         first, last = start >> shift, (end - 1 >> shift) + 1
         if level == 0:
@@ -245,7 +249,10 @@ class BlockMap:
             value, base = int(node[index]), index << shift
             child = self._check(value, level)
             low, high = max(start - base, 0), min(end - base, 1 << shift)
-            found += high - low if value & HUGE else self._mapped(child, level - 1, low, high)
+            if value & HUGE:
+                found += high - low
+            else:
+                found += self._mapped(child, level - 1, low, high, seen)
         return found
 
     # --- publishing ------------------------------------------------------------------------------
@@ -634,7 +641,7 @@ class BlockMap:
     def _plan_node(self, cut: _Cut, block: int, level: int, base: int) -> bool:
         """Plan the cut in the node in *block* that maps pages from *base* on; whether it goes."""
         node = self._node(block)
-        self._see(cut, block)
+        self._see(cut.seen, block)
         shift = NODE_SHIFT * level
         low = max(cut.start - base, 0)
         high = min(cut.end - base, ENTRIES_PER_NODE << shift)
@@ -667,10 +674,11 @@ class BlockMap:
         cut.splits.append((place, value, first, last))
         return False
 
-    def _see(self, cut: _Cut, block: int) -> None:
-        if block in cut.seen:
+    @staticmethod
+    def _see(seen: set[int], block: int) -> None:
+        if block in seen:
             raise CorruptionError(f"block map node {block} is in the tree twice")
-        cut.seen.add(block)
+        seen.add(block)
 
     def _collect_entries(self, cut: _Cut, values: Node, level: int) -> None:
         """Queue for freeing all that the entries *values* of a node of *level* point to."""
@@ -686,6 +694,6 @@ class BlockMap:
             if value & HUGE:
                 cut.freed.append((block, ENTRIES_PER_NODE))
                 continue
-            self._see(cut, block)
+            self._see(cut.seen, block)
             self._collect_entries(cut, self._node(block), level - 1)
             cut.freed.append((block, 1))

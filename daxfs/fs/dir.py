@@ -34,7 +34,7 @@ COOKIE_DOTDOT: Final = 2
 COOKIE_BASE: Final = 3
 """Cookie of the record at byte 0."""
 HOLES_MAX: Final = 1 << 16
-"""So many pages of one hole are noted for reuse: a damaged size must not fill the memory."""
+"""So many pages of holes are noted for reuse: a damaged size must not fill the memory."""
 
 
 class Dirent(NamedTuple):
@@ -164,11 +164,14 @@ class Directories:
         index = DirectoryIndex()
         if directory.size % BLOCK_SIZE or directory.size > FILE_SIZE_MAX:
             raise CorruptionError(f"directory {directory.ino} has the size {directory.size}")
-        page, pages = 0, directory.size >> PAGE_SHIFT
+        page, pages, blocks = 0, directory.size >> PAGE_SHIFT, 0
         while page < pages:
             run = self._core.map.lookup(directory.map_root, page, pages - page)
             if not run.block:
-                index.holes.update(range(page, page + min(run.pages, HOLES_MAX)))
+                room = HOLES_MAX - len(index.holes)
+                index.holes.update(range(page, page + min(run.pages, room)))
+            elif run.unwritten or (blocks := blocks + run.pages) > self._core.blocks.total:
+                raise CorruptionError(f"directory {directory.ino}: page {page} is not valid")
             else:
                 for i in range(run.pages):
                     self._parse(index, directory, page + i, run.block + i)

@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from daxfs.errors import FsError
+from daxfs.errors import CorruptionError, FsError
 from daxfs.fs.blockmap import Node, Take
 from daxfs.fs.core import Operation
 from daxfs.fs.file import FileOperations
@@ -208,8 +208,13 @@ class SpaceOperations(FileOperations):
         if not 0 <= offset < inode.size:
             raise FsError(errno.ENXIO)
         page, end = offset >> PAGE_SHIFT, align_up(inode.size, PAGE_SIZE) >> PAGE_SHIFT
+        blocks = 0
         while page < end:
             run = self.map.lookup(inode.map_root, page, end - page)
+            if run.block:
+                blocks += run.pages
+            if blocks > self.blocks.total:
+                raise CorruptionError(f"inode {inode.ino} has more blocks than there are")
             is_data = bool(run.block) and not run.unwritten
             if is_data == (whence == os.SEEK_DATA):
                 return max(offset, page << PAGE_SHIFT)

@@ -115,7 +115,7 @@ class NameOperations(FileOperations):
         if not inode.is_symlink:
             raise FsError(errno.EINVAL)
         run = self.map.lookup(inode.map_root, 0, 1)
-        if not run.block or not 0 < inode.size <= SYMLINK_MAX:
+        if not run.block or run.unwritten or not 0 < inode.size <= SYMLINK_MAX:
             raise CorruptionError(f"symbolic link {inode.ino} has no target")
         start = run.block * BLOCK_SIZE
         target = bytes(self.image.mem[start : start + inode.size])

@@ -131,6 +131,8 @@ class FileSystem(NameOperations, SpaceOperations):
         return fs
 
     def _check_root(self) -> None:
+        if not self.inode_numbers.is_used(ROOT_INO):
+            raise CorruptionError("the root inode is free")
         root = self.iget(ROOT_INO)
         if not root.is_dir or root.nlink < 2:
             raise CorruptionError("the root inode is no directory")

@@ -144,7 +144,7 @@ class XattrOperations(Core):
         page = 0
         while page < pages:
             run = self.map.lookup(inode.xattr_root, page, pages - page)
-            if not run.block:
+            if not run.block or run.unwritten:
                 break
             start = run.block * BLOCK_SIZE
             parts.append(self.image.mem[start : start + run.pages * BLOCK_SIZE])

@@ -28,6 +28,8 @@ NAME_MAX: Final = 255
 LINK_MAX: Final = 65000
 SYMLINK_MAX: Final = PAGE_SIZE - 1
 FILE_SIZE_MAX: Final = 16 << 40
+BLOCKS_MAX: Final = 1 << 52
+"""Blocks of the largest image."""
 XATTR_VALUE_MAX: Final = 64 << 10
 XATTR_TOTAL_MAX: Final = 256 << 10
 LABEL_MAX: Final = 32
@@ -224,6 +226,10 @@ INODE_STRUCT: Final = struct.Struct("<6I6Q4q")
 """The fields of INODE_DTYPE up to ``reserved``, for one inode at a time."""
 INODE_FIELDS: Final = INODE_DTYPE.names[:-2] if INODE_DTYPE.names else ()
 
+_FILE_TYPES: Final = frozenset([1, 2, 4, 6, 8, 10, 12])
+"""The file types of Linux, as ``mode >> 12``: fifo, character device, directory, block device,
+regular file, symbolic link, socket."""
+
 FLAG_DAX: Final = 0x8000
 """FS_XFLAG_DAX, kept in ``flags``."""
 
@@ -243,12 +249,19 @@ def encode_inode(ino: int, values: tuple[int, ...]) -> bytes:
 def decode_inode(ino: int, raw: bytes | memoryview) -> tuple[int, ...]:
     """The values of inode *ino* in the order of INODE_FIELDS.
 
-    A never-used row (all zeroes) is a free inode. Raises CorruptionError on a wrong checksum.
+    A never-used row (all zeroes) is a free inode. Raises CorruptionError on a wrong checksum, and
+    on values that stat(2) could not carry.
     """
     checksum = struct.unpack_from("<I", raw, INODE_SIZE - 4)[0]
     if checksum != inode_checksum(ino, raw) and any(raw):
         raise CorruptionError(f"inode {ino}: the checksum is wrong")
-    return INODE_STRUCT.unpack_from(raw)
+    values = INODE_STRUCT.unpack_from(raw)
+    mode, size, blocks = values[0], values[7], values[8]
+    if mode and mode >> 12 not in _FILE_TYPES:
+        raise CorruptionError(f"inode {ino}: mode {mode:#o} is of no known type")
+    if size > FILE_SIZE_MAX or blocks > BLOCKS_MAX:
+        raise CorruptionError(f"inode {ino}: {size} bytes in {blocks} blocks cannot be")
+    return values
 
 
 # --- directory records ---------------------------------------------------------------------------

@@ -1,16 +1,20 @@
 """Whatever bytes the image holds, operations fail with an errno, never with another exception."""
 
 import errno
+import os
 import random
+import struct
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 from fsbox import PAGE, ROOT, FsBox
 
-from daxfs.errors import FsError
+from daxfs.errors import CorruptionError, FsError
+from daxfs.fs.dir import HOLES_MAX
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
-from daxfs.ondisk.layout import INODE_SIZE, INODE_STRUCT, encode_inode
+from daxfs.ondisk.layout import FILE_SIZE_MAX, INODE_SIZE, INODE_STRUCT, encode_inode
 from daxfs.ondisk.tree import walk
 
 
@@ -111,3 +115,145 @@ def test_random_damage_ends_in_errnos_only() -> None:
         box.close()
     assert codes[errno.EUCLEAN] > 100
     assert None not in codes
+
+
+def set_row(box: FsBox, inode: Inode, **values: int) -> FsError:
+    """Change fields of a row with a right checksum; what iget says of it then, if it refuses it."""
+    for name, value in values.items():
+        setattr(inode, name, value)
+    offset = box.fs.sb.inode_offset(inode.ino)
+    box.image.mem[offset : offset + INODE_SIZE] = inode.encode()
+    box.crash()
+    with pytest.raises(FsError) as caught:
+        box.fs.iget(inode.ino)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mode": 0o644},
+        {"mode": 0o170644},
+        {"mode": 1 << 31 | 0o100644},
+        {"size": FILE_SIZE_MAX + 1},
+        {"size": (1 << 64) - 1},
+        {"blocks": (1 << 52) + 1},
+        {"blocks": (1 << 64) - 1},
+    ],
+    ids=str,
+)
+def test_values_that_no_inode_can_have_are_damage(values: dict[str, int]) -> None:
+    box = FsBox()
+    assert set_row(box, box.file(b"f"), **values).errno == errno.EUCLEAN
+    box.close()
+
+
+def test_a_free_root_is_damage() -> None:
+    box = FsBox()
+    offset = box.fs.sb.inode_offset(1)
+    box.image.mem[offset : offset + INODE_SIZE] = bytes(INODE_SIZE)
+    with pytest.raises(CorruptionError, match="root"):
+        box.crash()
+    box.close()
+
+
+def plant(box: FsBox, inode: Inode, leaf: list[int], every: range, size: int) -> None:
+    """Give *inode* a map of height 4 whose four nodes stand in it 512 times each.
+
+    *leaf*: the flags of the entries of the leaf, all of one block; 0: none.
+    """
+    [(first, _)] = box.fs.blocks.alloc(NoHooks(), 5)
+    nodes = range(first, first + 5)
+    node = [nodes[0] << 12 | 1 | flags if flags >= 0 else 0 for flags in leaf]
+    for block in nodes[1:]:
+        packed = struct.pack("<512Q", *node)
+        box.image.mem[block * PAGE : (block + 1) * PAGE] = packed
+        node = [block << 12 | 3 if slot in every else 0 for slot in range(512)]
+    inode.map_root = nodes[4] << 12 | 3 | 4 << 4
+    inode.size = size
+    offset = box.fs.sb.inode_offset(inode.ino)
+    box.image.mem[offset : offset + INODE_SIZE] = inode.encode()
+
+
+class NoHooks:
+    """A transaction that never ends."""
+
+    def on_commit(self, call: object) -> None: ...
+
+    def on_abort(self, call: object) -> None: ...
+
+
+ALL = range(512)
+LEAVES = {
+    "empty": [-1] * 512,
+    "full": [0] * 512,
+    "unwritten": [4] * 512,
+    "one": [-1] * 511 + [4],
+}
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("leaf", LEAVES)
+@pytest.mark.parametrize("every", [ALL, range(0, 512, 3)], ids=["all", "third"])
+def test_a_map_that_repeats_its_nodes_without_end_is_damage(leaf: str, every: range) -> None:
+    """512^4 pages from five blocks: nobody may visit them one by one, or note them."""
+    box = FsBox()
+    file = box.file(b"f")
+    plant(box, file, LEAVES[leaf], every, FILE_SIZE_MAX)
+    fs = box.fs
+
+    def expect_damage(action: Callable[..., object], *args: object) -> None:
+        with pytest.raises(FsError) as caught:
+            action(*args)
+        assert caught.value.errno == errno.EUCLEAN, action
+
+    if leaf == "empty" or (leaf == "full" and every == ALL):
+        expect_damage(fs.seek, file, 0, os.SEEK_HOLE)
+    if leaf != "full":
+        expect_damage(fs.seek, file, 0, os.SEEK_DATA)
+    expect_damage(fs.fallocate, file, 0, 0, FILE_SIZE_MAX)
+    expect_damage(fs.extents, file)
+    expect_damage(fs.setattr, file, AttrChanges(size=0))
+    folder = fs.mkdir(box.root, b"d", 0o755, ROOT)
+    plant(box, folder, LEAVES[leaf], every, FILE_SIZE_MAX)
+    expect_damage(fs.lookup, folder, b"x")
+    box.close()
+
+
+def test_the_holes_of_a_damaged_directory_do_not_fill_the_memory() -> None:
+    box = FsBox()
+    folder = box.fs.mkdir(box.root, b"d", 0o755, ROOT)
+    file = box.file(b"f")
+    for index in range(40):
+        box.fs.write(file, index << 30, bytes(PAGE))
+    folder.map_root, folder.size = file.map_root, FILE_SIZE_MAX
+    assert len(box.fs.directories.index(folder).holes) <= HOLES_MAX
+    box.close()
+
+
+def unwritten(box: FsBox, inode: Inode, field: str = "map_root") -> None:
+    root = getattr(inode, field)
+    assert not root >> 4 & 7, "a map without nodes"
+    setattr(inode, field, root | 4)
+
+
+def test_only_regular_files_have_unwritten_pages() -> None:
+    box = FsBox()
+    fs = box.fs
+    folder = fs.mkdir(box.root, b"d", 0o755, ROOT)
+    box.file(b"x", parent=folder)
+    folder.directory = None
+    link = fs.symlink(box.root, b"l", b"target", ROOT)
+    fs.setxattr(folder, b"user.a", b"b")
+    folder.xattrs = None
+    unwritten(box, folder)
+    unwritten(box, folder, "xattr_root")
+    unwritten(box, link)
+    for action, args in (
+        (fs.lookup, (folder, b"x")),
+        (fs.readlink, (link,)),
+        (fs.getxattr, (folder, b"user.a")),
+    ):
+        with pytest.raises(CorruptionError):
+            action(*args)
+    box.close()
