@@ -8,7 +8,9 @@ import click
 from daxfs.cli.table import show_table
 from daxfs.testing.outcome import Outcome
 
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "fuzz": "fuzz",
+}
 """The module of this package in which each command is, as the function ``command``."""
 
 

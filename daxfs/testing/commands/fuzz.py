@@ -1,0 +1,56 @@
+"""``scripts/crash-test fuzz``: hostile images."""
+
+import secrets
+
+import click
+
+from daxfs.testing.commands.main import JSON, finish
+from daxfs.testing.fuzz import fuzz, replay
+
+IMAGES_DEFAULT = 20_000
+
+
+@click.command(
+    "fuzz",
+    epilog="""\b
+Example:
+  scripts/crash-test fuzz --images 20000
+  scripts/crash-test fuzz --minutes 60 --seed 7
+  scripts/crash-test fuzz --replay 7.1234/0,2
+""",
+)
+@click.option("--images", type=int, metavar="N", help=f"Try N images [{IMAGES_DEFAULT:,}].")
+@click.option("--minutes", type=float, metavar="N", help="Try images for N minutes.")
+@click.option("--seed", metavar="S", help="Which images; without it others each time.")
+@click.option("--jobs", type=int, metavar="J", help="Processes; one for each processor.")
+@click.option("--replay", "case", metavar="ID", help="Try the image that a failure names again.")
+@JSON
+def command(
+    images: int | None,
+    minutes: float | None,
+    seed: str | None,
+    jobs: int | None,
+    case: str | None,
+    json: str | None,
+) -> None:
+    """Try damaged images of all kinds.
+
+    Small images with everything in them are changed in every field of every structure, with right
+    checksums, and by blocks. Each is then inspected, mounted, walked, changed, checked and repaired.
+    """
+    if case is not None:
+        try:
+            outcome = replay(case)
+        except (ValueError, IndexError) as error:
+            raise click.UsageError(f"{case} names no image: {error}") from error
+        finish(outcome, json=json)
+    if images is None and minutes is None:
+        images = IMAGES_DEFAULT
+    outcome = fuzz(
+        seed=seed or secrets.token_hex(4),
+        images=images,
+        seconds=None if minutes is None else minutes * 60,
+        jobs=jobs,
+        say=lambda line: click.echo(line, err=True),
+    )
+    finish(outcome, json=json)
