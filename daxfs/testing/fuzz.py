@@ -1,9 +1,9 @@
 """Hostile images by the thousand, on all processors.
 
-Each worker process tries images one after the other (``hostile.Bench``) until the number or the time
-is reached. A worker that dies or hangs is a failure of the image that it was at; another one goes on
-behind it. A failing image is reduced to the fewest mutations, and named so that it can be
-replayed.
+Each worker process tries images one after the other (``hostile.Bench``) until the number or the
+time is reached. A worker that dies or hangs is a failure of the image that it was at; another one
+goes on behind it. A failing image is reduced to the fewest mutations, and named so that it can be
+tried again.
 """
 
 import itertools
@@ -17,11 +17,12 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 from daxfs.testing.hostile import Bench, Case, limit_time
+from daxfs.testing.hostile_mounts import MountBench
 from daxfs.testing.outcome import Outcome
 
 FAILURES_MAX: Final = 20
 """After so many failures a run ends."""
-HANG_SECONDS: Final = 180.0
+HANG_SECONDS: Final = 900.0
 """A worker that finishes no image in this time hangs where no signal reaches it."""
 MEMORY_MAX: Final = 2 << 30
 """Address space that a worker may take beyond what it has at the start."""
@@ -29,16 +30,19 @@ MEMORY_MAX: Final = 2 << 30
 _REPORT_SECONDS: Final = 1.0
 
 
-def replay(text: str) -> Outcome:
-    """Try the one image that *text* names, as a failure does. ValueError: no such name."""
+def replay(text: str, *, mount: bool = False) -> Outcome:
+    """Try the one image that *text* names, as a failure does. ValueError: no such name.
+
+    *mount*: with the real commands and a real mount.
+    """
     case = Case.parse(text)
     limit_time()
-    bench = Bench()
     _, chosen, _ = case.build()
     outcome = Outcome("fuzz", {"case": text, "mutations": len(chosen)})
     for number, mutation in enumerate(chosen):
         outcome.figures[f"mutation_{number}"] = str(mutation)
-    message = bench.fails(case)
+    with _bench(mount) as bench:
+        message = bench.fails(case)
     if message is not None:
         outcome.failures.append(message)
     return outcome
@@ -50,16 +54,18 @@ def fuzz(
     images: int | None = None,
     seconds: float | None = None,
     jobs: int | None = None,
+    mount: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Try *images* images, or for *seconds*, whichever comes first; at least one must be given.
 
-    The same *seed* gives the same images. *say* hears of each failure at once.
+    The same *seed* gives the same images. *mount*: with the real commands and real mounts, some
+    hundred times slower. *say* hears of each failure at once.
     """
     if images is None and seconds is None:
         raise ValueError("neither a number of images nor a time")
     started = time.monotonic()
-    pool = _Pool(seed, images, seconds, jobs or os.cpu_count() or 1, say)
+    pool = _Pool(seed, images, seconds, jobs or os.cpu_count() or 1, mount, say)
     pool.run()
     elapsed = time.monotonic() - started
     tally = pool.tally
@@ -70,6 +76,10 @@ def fuzz(
     figures["images_per_cpu_s"] = tally["images"] / max(tally["cpu_ms"] / 1000, 1e-9)
     figures["peak_growth_mib"] = pool.peak_kb / 1024
     return Outcome("fuzz", figures, pool.failures)
+
+
+def _bench(mount: bool) -> Bench:
+    return MountBench() if mount else Bench()
 
 
 class _Worker:
@@ -97,12 +107,14 @@ class _Pool:
         images: int | None,
         seconds: float | None,
         jobs: int,
+        mount: bool,
         say: Callable[[str], None] | None,
     ) -> None:
         self.seed = seed
         self.images = images
         self.deadline = None if seconds is None else time.time() + seconds
         self.jobs = jobs
+        self.mount = mount
         self.say = say
         self.tally: Counter[str] = Counter()
         self.peak_kb = 0
@@ -132,7 +144,8 @@ class _Pool:
         receiver, sender = self._context.Pipe(duplex=False)
         at = self._context.Value("q", first, lock=False)
         process = self._context.Process(
-            target=_work, args=(self._numbers(first), self.seed, self.deadline, at, sender)
+            target=_work,
+            args=(self._numbers(first), self.seed, self.deadline, self.mount, at, sender),
         )
         process.start()
         sender.close()
@@ -163,30 +176,36 @@ class _Pool:
         self.peak_kb = max(self.peak_kb, said["peak_kb"])
 
     def _fail(self, case: Case, message: str) -> None:
-        line = f"{message} (scripts/crash-test fuzz --replay {case})"
+        options = "--mount --replay" if self.mount else "--replay"
+        line = f"{message} (scripts/crash-test fuzz {options} {case})"
         self.failures.append(line)
         if self.say is not None:
             self.say(line)
 
 
 def _work(
-    numbers: Iterator[int], seed: str, deadline: float | None, at: Any, sender: Connection
+    numbers: Iterator[int],
+    seed: str,
+    deadline: float | None,
+    mount: bool,
+    at: Any,
+    sender: Connection,
 ) -> None:
     """The life of one worker."""
     _limit_memory()
     limit_time()
-    bench = Bench()
     base_kb = 0
     begun = time.process_time()
-    for number in numbers:
-        if deadline is not None and time.time() > deadline:
-            break
-        at.value = number
-        case = Case(f"{seed}.{number}")
-        message = bench.fails(case)
-        if message is not None:
-            sender.send((bench.reduce(case), message))
-        base_kb = base_kb or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with _bench(mount) as bench:
+        for number in numbers:
+            if deadline is not None and time.time() > deadline:
+                break
+            at.value = number
+            case = Case(f"{seed}.{number}")
+            message = bench.fails(case)
+            if message is not None:
+                sender.send((bench.reduce(case), message))
+            base_kb = base_kb or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     tally = bench.tally
     tally["cpu_ms"] = round((time.process_time() - begun) * 1000)
     tally["peak_kb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base_kb

@@ -32,7 +32,7 @@ from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 
 ROOT: Final = Cred(0, 0)
-INODES: Final = 48
+INODES: Final = 26
 SMALL: Final = 1 << 20
 WITH_CHUNKS: Final = 1600 * BLOCK_SIZE
 """The data area of an image of this size holds two aligned chunks of 2 MiB."""
@@ -266,9 +266,9 @@ def _fill(fs: FileSystem) -> None:
     deep = fs.mkdir(sub, b"deep", 0o755, ROOT)
     fs.link(plain, deep, b"plain too")
     many = fs.mkdir(root, b"many", 0o755, ROOT)
-    for index in range(45):
+    for index in range(33):
         fs.link(one, many, b"%03d-" % index + b"n" * 240)
-    for index in range(15, 32):  # the second of the three blocks of names goes
+    for index in range(14, 30):  # the second of the three blocks of names goes
         fs.unlink(many, b"%03d-" % index + b"n" * 240)
 
 

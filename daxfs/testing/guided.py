@@ -1,0 +1,110 @@
+"""Hostile images chosen by the code that they reach: atheris (libFuzzer) drives ``hostile.Bench``.
+
+libFuzzer mutates strings of bytes and keeps those that reach new branches of daxfs; a string stands
+for an image through ``hostile.ByteDice``. ``python -m daxfs.testing.guided CORPUS SECONDS`` is one
+such process: atheris instruments modules while they are imported, so it must come first. Processes
+share their corpus, a folder, through which one learns what another has found.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from daxfs.errors import CommandError
+from daxfs.testing.outcome import Outcome
+
+LENGTH_MAX: Final = 1024
+"""Bytes of an input; what is done behind its end is decided by zeroes."""
+_FAILURE: Final = "failure: "
+_EXECUTED: Final = re.compile(r"stat::number_of_executed_units: (\d+)")
+_COVERED: Final = re.compile(r"cov: (\d+) ft: (\d+)")
+_END_SECONDS: Final = 120.0
+
+
+def fuzz_guided(*, seconds: float, jobs: int | None = None, corpus: str | None = None) -> Outcome:
+    """Let *jobs* processes search for *seconds*; *corpus*: a folder that keeps what they learn.
+
+    Raises CommandError where atheris is not installed.
+    """
+    if find_spec("atheris") is None:
+        raise CommandError("atheris is not installed: run pip install 'daxfs[fuzz]'")
+    jobs = jobs or os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="daxfs-corpus-") as folder:
+        corpus = corpus or folder
+        Path(corpus).mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "daxfs.testing.guided", corpus, str(round(seconds))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            for _ in range(jobs)
+        ]
+        outputs = [_output(process, seconds + _END_SECONDS) for process in processes]
+        elapsed = time.monotonic() - started
+        kept = sum(1 for _ in Path(corpus).iterdir())
+    executed = sum(int(n) for output in outputs for n in _EXECUTED.findall(output))
+    branches = max(
+        (int(cov) for output in outputs for cov, _ in _COVERED.findall(output)), default=0
+    )
+    outcome = Outcome("fuzz guided by coverage", {"jobs": jobs, "images": executed})
+    outcome.figures |= {"kept_in_corpus": kept, "edges_covered": branches, "seconds": elapsed}
+    outcome.figures["images_per_s"] = executed / max(elapsed, 1e-9)
+    for process, output in zip(processes, outputs, strict=True):
+        lines = output.splitlines()
+        outcome.failures += [
+            line.removeprefix(_FAILURE) for line in lines if line.startswith(_FAILURE)
+        ]
+        if process.returncode:
+            outcome.failures.append(f"a process ended with {process.returncode}: {lines[-3:]}")
+    return outcome
+
+
+def _output(process: "subprocess.Popen[str]", seconds: float) -> str:
+    """What *process* prints until its end, which comes within *seconds* or by force."""
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0]
+
+
+def _search(corpus: str, seconds: str) -> None:
+    """One process: never returns."""
+    import atheris
+
+    with atheris.instrument_imports(include=["daxfs"]):
+        from daxfs.testing.hostile import Bench, Case, limit_time
+
+    bench = Bench()
+    seen: set[str] = set()
+
+    def one(data: bytes) -> None:
+        case = Case("x" + data.rstrip(b"\0").hex())
+        message = bench.fails(case)
+        if message is None or message[:40] in seen:
+            return
+        seen.add(message[:40])
+        reduced = bench.reduce(case)
+        line = f"{message} (scripts/crash-test fuzz --replay {reduced})".replace("\n", " ")
+        print(f"{_FAILURE}{line}", flush=True)
+
+    limit_time()
+    options = [f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", "-print_final_stats=1"]
+    options += ["-reload=10", "-rss_limit_mb=4096", "-timeout=0", corpus]
+    atheris.Setup([sys.argv[0], *options], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    _search(*sys.argv[1:])
