@@ -14,6 +14,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 from typing import Final
 
 from daxfs.errors import CommandError
@@ -21,6 +22,7 @@ from daxfs.testing.outcome import Outcome
 
 LENGTH_MAX: Final = 1024
 """Bytes of an input; what is done behind its end is decided by zeroes."""
+BEGIN_WITH: Final = 64
 _FAILURE: Final = "failure: "
 _EXECUTED: Final = re.compile(r"stat::number_of_executed_units: (\d+)")
 _COVERED: Final = re.compile(r"cov: (\d+) ft: (\d+)")
@@ -37,7 +39,7 @@ def fuzz_guided(*, seconds: float, jobs: int | None = None, corpus: str | None =
     jobs = jobs or os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="daxfs-corpus-") as folder:
         corpus = corpus or folder
-        Path(corpus).mkdir(parents=True, exist_ok=True)
+        _begin(Path(corpus))
         started = time.monotonic()
         processes = [
             subprocess.Popen(
@@ -66,8 +68,16 @@ def fuzz_guided(*, seconds: float, jobs: int | None = None, corpus: str | None =
             line.removeprefix(_FAILURE) for line in lines if line.startswith(_FAILURE)
         ]
         if process.returncode:
-            outcome.failures.append(f"a process ended with {process.returncode}: {lines[-3:]}")
+            outcome.failures.append(f"a process ended with {process.returncode}: {lines[-12:]}")
     return outcome
+
+
+def _begin(corpus: Path) -> None:
+    """Give an empty corpus some images to begin with."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    if not any(corpus.iterdir()):
+        for number in range(BEGIN_WITH):
+            (corpus / f"begin-{number}").write_bytes(Random(number).randbytes(LENGTH_MAX // 2))
 
 
 def _output(process: "subprocess.Popen[str]", seconds: float) -> str:
@@ -101,7 +111,7 @@ def _search(corpus: str, seconds: str) -> None:
 
     limit_time()
     options = [f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", "-print_final_stats=1"]
-    options += ["-reload=10", "-rss_limit_mb=4096", "-timeout=0", corpus]
+    options += ["-len_control=0", "-reload=10", "-rss_limit_mb=4096", "-timeout=0", corpus]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
 
