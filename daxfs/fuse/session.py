@@ -27,6 +27,7 @@ from daxfs.fs.super import FileSystem
 from daxfs.fuse import lowlevel, mounting
 from daxfs.fuse.control_server import Answers, Server
 from daxfs.fuse.evictor import Evictor
+from daxfs.fuse.guard import Guard
 from daxfs.fuse.lowlevel import pyfuse3
 from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mounts, same_filesystem
 from daxfs.fuse.operations import Operations
@@ -216,6 +217,7 @@ class Session:
                 cache_symlinks=self.options.atime != "strictatime",
             )
             entry = mounting.attach(operations, self._image_spec, self._mountpoint, self.options)
+            guard = Guard(entry.device, entry.mountpoint)
             self.fs.trace.dev = (entry.major, entry.minor)
             self.evictor.takes_ranges = lowlevel.takes_ranges()
             missing = lowlevel.missing()
@@ -229,6 +231,7 @@ class Session:
                     raise
             finally:
                 self._leave(entry)
+                guard.end()
 
     async def _main(
         self,

@@ -1,0 +1,120 @@
+"""The guard: a small process that ends the connection of a daemon which died but cannot go.
+
+The thread that takes pages back (``evictor``) may wait for a WRITE that only the event loop can
+serve, and no signal ends that wait. When such a daemon is killed, the thread stays, with it the
+descriptor of /dev/fuse, and all programs that use the mount hang, for good, since nothing is
+answered and nothing fails. So a process beside the daemon waits for the death of the daemon's main
+thread and then aborts the connection: every request fails, the thread ends, and the daemon is gone.
+
+Invariants
+- The guard does nothing before the main thread is dead. ``Guard.end`` ends it without a deed.
+- It never touches another mount: the abort file is opened while the daemon lives, and stands for
+  nothing once the connection is gone; without one, the mount is looked up again by its device.
+- It is a program of its own, run by its path without the site's packages: standard library only.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Final
+
+GRACE_SECONDS: Final = 1.0
+"""How long a dead daemon has to go by itself where only MNT_FORCE can help it."""
+
+_POLL_SECONDS: Final = 0.02
+_ABORT: Final = "/sys/fs/fuse/connections/{minor}/abort"
+_PR_SET_PDEATHSIG: Final = 1
+_MNT_FORCE: Final = 1
+_UMOUNT_NOFOLLOW: Final = 8
+
+
+class Guard:
+    """The guard of this process, which serves the mount with device *device* on *mountpoint*.
+
+    It watches the thread that makes it: the main thread, whose death is that of the daemon.
+    """
+
+    def __init__(self, device: str, mountpoint: str) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        minor = device.partition(":")[2]
+        if not _can_abort(minor):
+            return  # an ordinary user's, where fusectl is not mounted: nothing would help
+        argv = [sys.executable, "-I", "-S", __file__, str(os.getpid()), device, mountpoint]
+        with contextlib.suppress(OSError):
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+            )
+
+    def end(self) -> None:
+        """The connection has ended: there is nothing left to guard."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def _can_abort(minor: str) -> bool:
+    return os.geteuid() == 0 or os.access(_ABORT.format(minor=minor), os.W_OK)
+
+
+def _watch(pid: int, device: str, mountpoint: str) -> None:
+    """Wait for the death of the main thread of *pid*, the parent; end its connection."""
+    signals = signal.valid_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
+    try:
+        abort = os.open(_ABORT.format(minor=device.partition(":")[2]), os.O_WRONLY)
+    except OSError:
+        abort = -1
+    if not _is_dead(pid):  # it may have died before the signal was asked for
+        signal.sigwait({signal.SIGUSR1})
+    while not _is_dead(pid):  # the signal comes a moment earlier
+        time.sleep(_POLL_SECONDS)
+    if abort >= 0:
+        os.write(abort, b"1")
+        return
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        if not os.path.exists(f"/proc/{pid}"):
+            return
+        time.sleep(_POLL_SECONDS)
+    if _is_mounted(device, mountpoint):
+        libc.umount2(os.fsencode(mountpoint), _UMOUNT_NOFOLLOW | _MNT_FORCE)
+
+
+def _is_dead(pid: int) -> bool:
+    """Whether the main thread of *pid* has ended, although other threads may be left."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            state = file.read().rpartition(b") ")[2][:1]
+    except OSError:
+        return True
+    return state in (b"Z", b"X")
+
+
+def _is_mounted(device: str, mountpoint: str) -> bool:
+    """Whether the topmost mount on *mountpoint* is that of *device*."""
+    place = mountpoint
+    for letter in "\\ \t\n":
+        place = place.replace(letter, f"\\{ord(letter):03o}")
+    top = None
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            words = line.split(b" ")
+            if words[4] == os.fsencode(place):
+                top = words[2].decode()
+    return top == device
+
+
+if __name__ == "__main__":
+    _watch(int(sys.argv[1]), sys.argv[2], sys.argv[3])
