@@ -31,6 +31,17 @@ class MediaError(FsError):
         super().__init__(errno.EIO, message)
 
 
+class BadDataError(MediaError):
+    """The medium could not return, or take, bytes of a file: its metadata are not concerned.
+
+    *pos*: the first byte of the file that is concerned.
+    """
+
+    def __init__(self, message: str, pos: int) -> None:
+        super().__init__(message)
+        self.pos = pos
+
+
 class CommandError(Exception):
     """What a person did wrong: one line that says what, and what to do. Commands print it."""
 

@@ -96,7 +96,7 @@ def pmd_read_fault(dax: "Dax", inode: DaxInode, chunk: int) -> Iomap | None:
     elif iomap.type is not IomapType.MAPPED:
         pmd_load_hole(dax, inode, chunk)
         return iomap
-    elif addr % PMD_SIZE == 0:
+    elif addr % PMD_SIZE == 0 and not dax.is_bad(addr, PMD_SIZE):
         pfn = addr >> PAGE_SHIFT
         insert_mapping(dax, inode, chunk << PMD_ORDER, PMD_PAGES, pfn, write=False)
         return iomap
@@ -123,7 +123,8 @@ def dax_iomap_fault(
     """One fault at page *pgoff* of *order* 0 (PTE) or 9 (PMD: the chunk around it).
 
     Returns NOPAGE when the entry is in place, with MAJOR if blocks were allocated; SIGBUS at or
-    past the end of the file, and when the filesystem's answer to a write is not writable blocks;
+    past the end of the file, when the filesystem's answer to a write is not writable blocks, and
+    where a bad block lies in the page;
     FALLBACK when a PMD fault must be repeated with order 0; DONE_COW for a *private* write, which
     touches no block: the caller copies the page (dax.read). Raises EntryLocked, and the
     filesystem's errors (ENOSPC ...).
@@ -161,7 +162,10 @@ def _pte_fault(dax: "Dax", inode: DaxInode, pgoff: int, write: bool, private: bo
             return _write_fault(dax, inode, pos, PAGE_SIZE)
         iomap = dax.ops.iomap_begin(inode, pos, PAGE_SIZE, IOMAP_FAULT)
         if iomap.type is IomapType.MAPPED:
-            pfn = (iomap.addr + pos - iomap.offset) >> PAGE_SHIFT
+            addr = iomap.addr + pos - iomap.offset
+            if dax.is_bad(addr, PAGE_SIZE):
+                return VmFault.SIGBUS
+            pfn = addr >> PAGE_SHIFT
             insert_mapping(dax, inode, pgoff, 1, pfn, write=False)
         else:
             load_hole(dax, inode, pgoff, 1)
@@ -199,6 +203,8 @@ def _write_fault(dax: "Dax", inode: DaxInode, pos: int, length: int) -> VmFault:
     elif iomap.offset + iomap.length < pos + length or addr % length:
         dax.trace.counters.pmd_fallback += 1
         result = VmFault.FALLBACK
+    elif not iomap.new and dax.is_bad(addr, length):
+        result = VmFault.FALLBACK if length == PMD_SIZE else VmFault.SIGBUS
     written = 0
     try:
         if result is VmFault.NOPAGE:

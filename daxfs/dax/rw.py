@@ -11,6 +11,8 @@ Invariants
 - New blocks: their range's zero entries go and the change is announced *before* the data is
   stored, so that no program keeps reading zeroes; what the data does not cover is zeroed; all is
   flushed before iomap_end makes it reachable; then the entries are inserted dirty and writable.
+- No byte of a bad block is returned or mapped. A write clears the bad blocks that it covers wholly;
+  one that covers a bad block in part fails and stores nothing there.
 - ``announce`` is the one place that says "this range of this inode changed from hole to block"
   ("mapped") or back ("hole").
 
@@ -30,10 +32,10 @@ from daxfs.dax.iomap import IOMAP_WRITE, IOMAP_ZERO, DaxInode, Iomap, IomapOps, 
 from daxfs.dax.mapping import PGOFF_END
 from daxfs.dax.writeback import Writeback
 from daxfs.dax.zero_page import ZERO
-from daxfs.errors import FsError
+from daxfs.errors import BadDataError, FsError
 from daxfs.pmem.persist import Persist
 from daxfs.trace import Trace
-from daxfs.units import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE
+from daxfs.units import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, SECTOR_SIZE, align_down
 
 Buffer = bytes | bytearray | memoryview
 OnChange = Callable[[int, int, int, str], None]
@@ -69,6 +71,58 @@ class Dax:
         if self.on_change is not None:
             self.on_change(inode.ino, start, end, kind)
 
+    # --- bad blocks ------------------------------------------------------------------------------
+
+    def is_bad(self, addr: int, length: int) -> bool:
+        """Whether a bad block lies in these bytes of the image."""
+        bad = self.persist.image.badblocks
+        return bad is not None and bad.first(addr, length) is not None
+
+    def readable(self, inode: DaxInode, pos: int, addr: int, length: int, unit: int = 1) -> int:
+        """How many of *length* bytes at *pos*, which lie at *addr* of the image, can be read.
+
+        A multiple of *unit*, or all. BadDataError: none.
+        """
+        bad = self.persist.image.badblocks
+        place = None if bad is None else bad.first(addr, length)
+        if place is None:
+            return length
+        if place - addr < unit:
+            raise _bad_data(inode, pos + place - addr, place)
+        return (place - addr) // unit * unit
+
+    def expect_readable(self, inode: DaxInode, pos: int, addr: int, length: int) -> None:
+        """BadDataError unless all of *length* bytes at *pos*, at *addr*, can be read."""
+        self.readable(inode, pos, addr, length, length)
+
+    def _make_way(
+        self, inode: DaxInode, pos: int, addr: int, part: memoryview, *, new: bool
+    ) -> None:
+        """Clear the bad blocks under *part*, to be stored at *addr*, where it covers them.
+
+        *new* blocks are wiped: nothing in them counts. The sector in which the file ends is covered
+        by what reaches its end. BadDataError: a bad block is covered in part.
+        """
+        bad = self.persist.image.badblocks
+        end = addr + len(part)
+        low, high = addr & _PAGE_MASK, (end + PAGE_SIZE - 1) & _PAGE_MASK
+        if bad is None or bad.first(low, high - low) is None:
+            return
+        if new:
+            self.persist.fill(low, high - low)
+            return
+        last = align_down(end, SECTOR_SIZE)
+        if addr <= last < end and pos + len(part) >= inode.size and bad.first(last, SECTOR_SIZE):
+            self.persist.store(last, bytes(part[last - addr :]).ljust(SECTOR_SIZE, b"\0"))
+        self._expect_covered(inode, pos, addr, len(part))
+
+    def _expect_covered(self, inode: DaxInode, pos: int, addr: int, length: int) -> None:
+        """BadDataError if a store to this range, byte *pos* on, covers a bad block in part."""
+        bad = self.persist.image.badblocks
+        place = None if bad is None else bad.partly(addr, length)
+        if place is not None:
+            raise _bad_data(inode, max(pos, pos + place - addr), place)
+
     # --- read ------------------------------------------------------------------------------------
 
     def read(self, inode: DaxInode, pos: int, length: int) -> tuple[Buffer, list[tuple[int, int]]]:
@@ -76,7 +130,7 @@ class Dax:
 
         Returns them with the ranges (first byte, end byte; whole pages) that are holes. The buffer
         is a view of the zero page or of the image where one will do: use it before anything is
-        written. Raises the filesystem's errors.
+        written. BadDataError: the byte at its ``pos`` lies in a bad block; the filesystem's errors.
         """
         end = min(pos + length, inode.size)
         if end <= pos:
@@ -122,6 +176,7 @@ class Dax:
             if addr == _HOLE:
                 fault.load_hole(self, inode, first, count)
             else:
+                self.expect_readable(inode, pos, addr, end - pos)
                 fault.insert_mapping(self, inode, first, count, addr >> PAGE_SHIFT, write=False)
             _append(pieces, pos, end, addr)
             pos = end
@@ -156,9 +211,9 @@ class Dax:
     def write(self, inode: DaxInode, pos: int, data: Buffer) -> int:
         """Store *data* at byte *pos*; returns how many bytes were stored.
 
-        Fewer than all only if the image became full (ENOSPC) after some were. i_size is the
-        caller's. EIO if the filesystem offers anything but blocks; EntryLocked, before anything
-        is done; the filesystem's errors.
+        Fewer than all only if the image became full (ENOSPC), or a bad block was to be covered in
+        part (BadDataError), after some were. i_size is the caller's. EIO if the filesystem offers
+        anything but blocks; EntryLocked, before anything is done; the filesystem's errors.
         """
         view = memoryview(data).cast("B")
         length = len(view)
@@ -169,11 +224,11 @@ class Dax:
         while done < length:
             try:
                 iomap = self.ops.iomap_begin(inode, pos + done, length - done, IOMAP_WRITE)
+                done += self._store(inode, pos + done, view[done:], iomap)
             except OSError as error:
-                if error.errno == errno.ENOSPC and done:
+                if done and (error.errno == errno.ENOSPC or isinstance(error, BadDataError)):
                     break
                 raise
-            done += self._store(inode, pos + done, view[done:], iomap)
         self.trace.counters.bytes_written += done
         return done
 
@@ -190,6 +245,7 @@ class Dax:
             if iomap.new or inode.mapping.has_zero(first, end):
                 inode.mapping.invalidate_sync(first, end)
                 self.announce(inode, first << PAGE_SHIFT, end << PAGE_SHIFT, "mapped")
+            self._make_way(inode, pos, addr, view[:count], new=iomap.new)
             low, high = addr, addr + count
             if iomap.new:
                 low, high = addr & _PAGE_MASK, (high + PAGE_SIZE - 1) & _PAGE_MASK
@@ -210,7 +266,7 @@ class Dax:
     def zero_range(self, inode: DaxInode, pos: int, length: int) -> None:
         """Zero *length* bytes at *pos* where blocks hold data; the rest stays as it is.
 
-        Raises EntryLocked before anything is done, and the filesystem's errors.
+        Raises EntryLocked before anything is done, BadDataError, and the filesystem's errors.
         """
         end = pos + length
         if pos >= end:
@@ -221,6 +277,7 @@ class Dax:
             count = min(iomap.offset + iomap.length, end) - pos
             addr = _addr(iomap, pos)
             if addr != _HOLE:
+                self._expect_covered(inode, pos, addr, count)
                 self.persist.fill(addr, count)
                 self.persist.flush(addr, count)
                 self.trace.counters.bytes_zeroed += count
@@ -282,6 +339,12 @@ class Dax:
                 raise
             writeback.finish()
         return writeback
+
+
+def _bad_data(inode: DaxInode, pos: int, place: int) -> BadDataError:
+    """The error of byte *pos* of *inode*, which is at byte *place* of the image."""
+    sector = place // SECTOR_SIZE
+    return BadDataError(f"inode {inode.ino}: byte {pos}: sector {sector} is a bad block", pos)
 
 
 def _addr(iomap: Iomap, pos: int) -> int:

@@ -79,6 +79,9 @@ class Memory(Protocol):
     @property
     def mem(self) -> memoryview: ...
 
+    def check_readable(self, offset: int, length: int) -> None:
+        """Raise MediaError if the medium cannot return the bytes of the range."""
+
 
 @dataclass
 class _Cut:
@@ -141,6 +144,7 @@ class BlockMap:
 
     def _node(self, block: int) -> Node:
         """The entries of the node in *block*, read in place."""
+        self._image.check_readable(block * BLOCK_SIZE, BLOCK_SIZE)
         return np.frombuffer(
             self._image.mem, ENTRY_DTYPE, ENTRIES_PER_NODE, offset=block * BLOCK_SIZE
         )

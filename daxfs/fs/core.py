@@ -32,7 +32,7 @@ from typing import Final, Literal, NamedTuple
 from daxfs.alloc.blocks import BlockAllocator
 from daxfs.alloc.inodes import InodeAllocator
 from daxfs.dax.rw import Dax
-from daxfs.errors import CorruptionError, FsError
+from daxfs.errors import BadDataError, CorruptionError, FsError, MediaError
 from daxfs.fs.blockmap import BlockMap, Change
 from daxfs.fs.dir import Directories
 from daxfs.fs.inode import Inode
@@ -56,6 +56,9 @@ log = logging.getLogger(__name__)
 CLOCK_REALTIME_COARSE: Final = 5
 """clock_gettime(2); Python has no name for it."""
 
+TOLD_MAX: Final = 1000
+"""Messages that are remembered, so as not to be logged again."""
+
 DaxMode = Literal["always", "never", "inode"]
 AtimeMode = Literal["noatime", "relatime", "strictatime"]
 OnChange = Callable[[int, int, int, str], None]
@@ -68,13 +71,17 @@ class Options(NamedTuple):
     atime: AtimeMode = "relatime"
     enable_acl: bool = False
     diratime: bool = True
+    remount_ro: bool = False
+    """Whether the mount turns read-only when it meets damage."""
 
 
 class Operation:
     """One operation that changes the image: its transaction and what it has touched in memory."""
 
-    def __init__(self, tx: Transaction, now_ns: int) -> None:
+    def __init__(self, tx: Transaction, now_ns: int, expect_row: Callable[[int], object]) -> None:
+        """*expect_row* raises MediaError if the row of an inode cannot be stored."""
         self.tx: Final = tx
+        self._expect_row = expect_row
         self.now_ns: Final = now_ns
         self.inodes: dict[int, Inode] = {}
         """Inodes whose fields were changed; their rows are stored at the end."""
@@ -88,19 +95,24 @@ class Operation:
         """Runs (inode, page, count) of holes and unwritten pages that became data."""
 
     def change(self, inode: Inode) -> None:
-        """Have the row of *inode* stored at the end of the operation."""
-        self.inodes[inode.ino] = inode
+        """Have the row of *inode* stored at the end of the operation.
+
+        To be called before its fields are changed: if this fails, nothing would change them back.
+        """
+        if inode.ino not in self.inodes:
+            self._expect_row(inode.ino)
+            self.inodes[inode.ino] = inode
 
     def remap(self, inode: Inode, change: Change) -> None:
         """Take over what the block map says of the tree of *inode*."""
+        self.change(inode)
         inode.map_root = change.root
         inode.blocks += change.blocks
-        self.change(inode)
 
     def modify(self, inode: Inode) -> None:
         """Set mtime and ctime of *inode* to now."""
+        self.change(inode)
         inode.mtime_ns = inode.ctime_ns = self.now_ns
-        self.inodes[inode.ino] = inode
 
     def change_index(self, directory: Inode) -> None:
         """Note that the name index of *directory* is about to change."""
@@ -137,8 +149,12 @@ class Core:
         self.dax: Final = Dax(persist, self.iomap, trace, on_change)
         self.read_only = False
         """Whether changing operations fail with EROFS; the shell may set it (errors=remount-ro)."""
+        self.must_not_change = False
+        """Whether it has to stay read-only: what is in use is not known completely."""
         self.current: Operation | None = None
         """The running operation."""
+        self._told: set[str] = set()
+        """What was logged of bad data: programs try again, and readahead before them."""
         self._held: dict[int, Inode] = {}
         self._known: weakref.WeakValueDictionary[int, Inode] = weakref.WeakValueDictionary()
 
@@ -161,7 +177,7 @@ class Core:
         op: Operation | None = None
         try:
             with self.journal.begin() as tx:
-                op = self.current = Operation(tx, self.now_ns())
+                op = self.current = Operation(tx, self.now_ns(), self._row)
                 yield op
                 self._finish(op)
         except BaseException:
@@ -196,7 +212,7 @@ class Core:
 
     def _row(self, ino: int) -> memoryview:
         offset = self.sb.inode_offset(ino)
-        return self.image.mem[offset : offset + INODE_SIZE]
+        return self.image.load(offset, INODE_SIZE)
 
     def iget(self, ino: int) -> Inode:
         """The inode *ino*. ESTALE if there is none, EUCLEAN if its row is damaged."""
@@ -260,13 +276,34 @@ class Core:
             self.blocks.release_chunk(chunk)
         inode.reservations.clear()
 
-    # --- corruption ------------------------------------------------------------------------------
+    # --- damage ----------------------------------------------------------------------------------
 
-    def report_corruption(self, error: CorruptionError | str) -> None:
-        """Log *error* and mark the image as one that fsck must see; the mark stays."""
-        log.error("the image is damaged: %s", error)
-        if not self.image.writable or self.persist.load_u64(STATE_OFFSET) == STATE_ERROR:
+    def report_corruption(self, error: CorruptionError | MediaError | str) -> None:
+        """Log *error*, mark the image as one that fsck must see, and turn read-only if asked to.
+
+        The mark stays. What concerns only the data of a file is logged, once, and changes nothing.
+        Never fails.
+        """
+        if isinstance(error, BadDataError):
+            self._log_bad_data(error)
             return
-        self.persist.store_u64(STATE_OFFSET, STATE_ERROR)
-        self.persist.flush(STATE_OFFSET, 8)
-        self.persist.fence()
+        what = "the medium fails" if isinstance(error, MediaError) else "the image is damaged"
+        log.error("%s: %s", what, getattr(error, "strerror", error))
+        if self.options.remount_ro and not self.read_only:
+            log.error("the mount is read-only from now on (errors=remount-ro)")
+            self.read_only = True
+        try:
+            if self.image.writable and self.persist.load_u64(STATE_OFFSET) != STATE_ERROR:
+                self.persist.store_u64(STATE_OFFSET, STATE_ERROR)
+                self.persist.flush(STATE_OFFSET, 8)
+                self.persist.fence()
+        except MediaError as failure:
+            log.error("the image cannot be marked as faulty: %s", failure.strerror)
+
+    def _log_bad_data(self, error: BadDataError) -> None:
+        text = str(error.strerror)
+        if text not in self._told:
+            if len(self._told) == TOLD_MAX:
+                self._told.clear()
+            self._told.add(text)
+            log.error("the medium fails: %s", text)

@@ -179,7 +179,7 @@ class Directories:
         return index
 
     def _parse(self, index: DirectoryIndex, directory: Inode, page: int, block: int) -> None:
-        data = self._core.image.mem[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+        data = self._core.image.load(block * BLOCK_SIZE, BLOCK_SIZE)
         index.idle.add(page)
         empty = True
         for dirent in parse_block(data, page << PAGE_SHIFT):

@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from daxfs.errors import CorruptionError, FsError
+from daxfs.errors import BadDataError, CorruptionError, FsError
 from daxfs.fs.blockmap import Node, Take
 from daxfs.fs.core import Operation
 from daxfs.fs.file import FileOperations
@@ -258,7 +258,7 @@ class SpaceOperations(FileOperations):
             try:
                 count = self._copy_run(source, pos_in + done, target, pos_out + done, length - done)
             except FsError as error:
-                if error.errno == errno.ENOSPC and done:
+                if done and (error.errno == errno.ENOSPC or isinstance(error, BadDataError)):
                     break
                 raise
             done += count
@@ -275,6 +275,7 @@ class SpaceOperations(FileOperations):
         length = min(length, (run.pages << PAGE_SHIFT) - within)
         if run.block and not run.unwritten:
             place = run.block * BLOCK_SIZE + within
+            length = self.dax.readable(source, pos_in, place, length, PAGE_SIZE)
             return self.write(target, pos_out, self.image.mem[place : place + length])
         end = pos_out + length
         with self.operation() as op:

@@ -18,7 +18,7 @@ from typing import Final
 
 from daxfs.dax.rw import Buffer
 from daxfs.dax.writeback import Writeback
-from daxfs.errors import CorruptionError, FsError
+from daxfs.errors import BadDataError, CorruptionError, FsError, MediaError
 from daxfs.fs.core import Operation
 from daxfs.fs.inode import Inode, clamp_time
 from daxfs.fs.xattr import XattrOperations
@@ -94,7 +94,7 @@ class FileOperations(XattrOperations):
                     inode, pos + done, view[done : done + WRITE_MAX], set_times
                 )
             except FsError as error:
-                if error.errno == errno.ENOSPC and done:
+                if done and (error.errno == errno.ENOSPC or isinstance(error, BadDataError)):
                     break
                 raise
             done += count
@@ -122,12 +122,15 @@ class FileOperations(XattrOperations):
             raise FsError(errno.EINVAL)
 
     def _accessed(self, inode: Inode) -> None:
-        """Set atime to now, if the mount options want that."""
+        """Set atime to now, if the mount options want that, and the medium can take it."""
         if not self.wants_atime(inode):
             return
-        with self.operation() as op:
-            inode.atime_ns = op.now_ns
-            op.change(inode)
+        try:
+            with self.operation() as op:
+                op.change(inode)
+                inode.atime_ns = op.now_ns
+        except MediaError as error:
+            self.report_corruption(error)
 
     def wants_atime(self, inode: Inode) -> bool:
         """Whether reading *inode* now sets its atime (relatime as in mount(8))."""
@@ -296,7 +299,7 @@ class FileOperations(XattrOperations):
             elif inode.mapping.has_dirty():
                 # The next fence makes it durable, whoever calls it.
                 self.dax.writeback(inode, fence=False).finish()
-        except CorruptionError as error:
+        except (CorruptionError, MediaError) as error:
             self.report_corruption(error)
         except OSError as error:
             log.error("inode %d could not be freed: %s", inode.ino, error)

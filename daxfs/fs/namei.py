@@ -118,7 +118,7 @@ class NameOperations(FileOperations):
         if not run.block or run.unwritten or not 0 < inode.size <= SYMLINK_MAX:
             raise CorruptionError(f"symbolic link {inode.ino} has no target")
         start = run.block * BLOCK_SIZE
-        target = bytes(self.image.mem[start : start + inode.size])
+        target = bytes(self.image.load(start, inode.size))
         self._accessed(inode)
         return target
 
@@ -273,9 +273,9 @@ class NameOperations(FileOperations):
         op.change(inode)
         inode.ctime_ns = op.now_ns
         if inode.is_dir:
+            op.change(directory)
             inode.nlink = 0
             directory.nlink -= 1
-            op.change(directory)
         elif inode.nlink == 0:
             raise CorruptionError(f"inode {inode.ino} has more names than links")
         else:

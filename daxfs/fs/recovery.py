@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from daxfs.errors import CorruptionError
+from daxfs.errors import CorruptionError, MediaError
 from daxfs.ondisk.bitmap import Bools, decode_bitmap, metadata_blocks
 from daxfs.ondisk.itable import scan_inodes
 from daxfs.ondisk.layout import (
@@ -29,6 +29,7 @@ from daxfs.ondisk.layout import (
 from daxfs.ondisk.tree import walk
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
+from daxfs.units import SECTOR_SIZE
 
 
 @dataclass
@@ -39,6 +40,8 @@ class Usage:
     inodes: Bools
     orphans: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    is_partial: bool = False
+    """Whether blocks may be in use that are not known: what says so cannot be read."""
     trees: list[tuple[int, int, int]] = field(default_factory=list)
     """(inode, map root, xattr root) of the inodes that own blocks."""
 
@@ -46,7 +49,8 @@ class Usage:
 def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -> Usage:
     """Find out what is in use in *image*; *clean* if its bitmap can be believed."""
     usage = Usage(metadata_blocks(sb), np.zeros(sb.inode_count, np.bool_))
-    for first, rows in scan_inodes(image, sb):
+    table = _Table(image)
+    for first, rows in scan_inodes(table, sb):
         used = rows["mode"] != 0
         usage.inodes[first - 1 : first - 1 + len(rows)] = used
         usage.orphans += (np.flatnonzero(used & (rows["nlink"] == 0)) + first).tolist()
@@ -62,10 +66,15 @@ def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -
                 _check_row(usage, first + i, row)
                 if map_root or xattr_root:
                     usage.trees.append((first + i, map_root, xattr_root))
+    for sector in table.bad:
+        first = (sector * SECTOR_SIZE - sb.inode_start * BLOCK_SIZE) // INODE_SIZE
+        usage.inodes[first : first + SECTOR_SIZE // INODE_SIZE] = True
+        usage.problems.append(f"inodes from {first + 1} on: sector {sector} is a bad block")
+        usage.is_partial |= not clean
     if clean:
         try:
             usage.blocks = _load_bitmap(image, persist, sb)
-        except CorruptionError as error:
+        except (CorruptionError, MediaError) as error:
             rebuilt = find_usage(image, persist, sb, clean=False)
             rebuilt.problems.append(str(error))
             return rebuilt
@@ -73,6 +82,21 @@ def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -
         _walk_tree(usage, image, sb, ino, map_root, FILE_SIZE_MAX // BLOCK_SIZE)
         _walk_tree(usage, image, sb, ino, xattr_root, XATTR_TOTAL_MAX // BLOCK_SIZE)
     return usage
+
+
+class _Table:
+    """The inode table as scan_inodes reads it: zeroes for bad blocks, which are noted."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.data_ranges = image.data_ranges
+        self.bad: list[int] = []
+        """The sectors that cannot be read."""
+
+    def pread(self, offset: int, length: int) -> bytes:
+        raw, bad = self._image.pread_around(offset, length)
+        self.bad += bad
+        return raw
 
 
 def _load_bitmap(image: Image, persist: Persist, sb: Superblock) -> Bools:
@@ -99,6 +123,9 @@ def _walk_tree(
             blocks[:] = True
     except CorruptionError as error:
         usage.problems.append(f"inode {ino}: {error.strerror}")
+    except MediaError as error:
+        usage.problems.append(f"inode {ino}: {error.strerror}")
+        usage.is_partial = True
 
 
 def _runs(image: Image, sb: Superblock, root: int, max_pages: int) -> Iterator[tuple[int, int]]:

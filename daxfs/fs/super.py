@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from daxfs.alloc.blocks import BlockAllocator
 from daxfs.alloc.inodes import InodeAllocator
-from daxfs.errors import CorruptionError, FsError
+from daxfs.errors import CorruptionError, FsError, MediaError
 from daxfs.fs.core import AtimeMode, DaxMode, OnChange, Options
 from daxfs.fs.falloc import SpaceOperations
 from daxfs.fs.inode import Inode
@@ -85,6 +85,7 @@ class FileSystem(NameOperations, SpaceOperations):
         enable_acl: bool = False,
         diratime: bool = True,
         discard: bool = True,
+        remount_ro: bool = False,
         on_change: OnChange | None = None,
     ) -> "FileSystem":
         """Mount *image*, which *persist* stores to; the caller holds its lock.
@@ -100,14 +101,10 @@ class FileSystem(NameOperations, SpaceOperations):
             raise FsError(errno.EROFS, f"{image.path} cannot be written: mount it read-only")
         if image.writable:
             _reserve_regions(image, sb)
-        if Journal.pending(image, sb):
-            if not image.writable:
-                raise FsError(errno.EROFS, f"{image.path} needs recovery, but cannot be written")
-            undone = Journal(persist, sb).recover()
-            log.info("recovery undid an operation that was cut short (%d ranges)", undone)
         state = persist.load_u64(STATE_OFFSET)
+        _recover(image, persist, sb, is_clean=state == STATE_CLEAN)
         usage = find_usage(image, persist, sb, clean=state == STATE_CLEAN)
-        backing = Backing(image)
+        backing = Backing(persist)
         backing.secure(usage.blocks & ~metadata_blocks(sb))
         fs = cls(
             image,
@@ -116,12 +113,15 @@ class FileSystem(NameOperations, SpaceOperations):
             Journal(persist, sb),
             BlockAllocator(sb, usage.blocks, backing.discard if discard else None, backing),
             InodeAllocator(sb, usage.inodes),
-            Options(dax, atime, enable_acl, diratime),
+            Options(dax, atime, enable_acl, diratime, remount_ro),
             Trace(),
             on_change,
         )
         fs.read_only = read_only
         fs._check_root()
+        if usage.is_partial and not read_only:
+            log.error("not all of the image's metadata can be read: it is mounted read-only")
+            fs.read_only = read_only = fs.must_not_change = True
         if not read_only:
             fs._start(state)
         for problem in usage.problems:
@@ -162,7 +162,7 @@ class FileSystem(NameOperations, SpaceOperations):
         for ino in orphans:
             try:
                 self._put(self.iget(ino))
-            except CorruptionError as error:
+            except (CorruptionError, MediaError) as error:
                 self.report_corruption(error)
 
     def unmount(self) -> None:
@@ -188,6 +188,8 @@ class FileSystem(NameOperations, SpaceOperations):
         if not read_only:
             if not self.image.writable:
                 raise FsError(errno.EROFS, f"{self.image.path} was opened for reading only")
+            if self.must_not_change:
+                raise FsError(errno.EROFS, f"{self.image.path} needs a repair by 'daxfs fsck'")
             self.read_only = False
             self._start(self.persist.load_u64(STATE_OFFSET))
             return
@@ -238,6 +240,28 @@ def _reserve_regions(image: Image, sb: Superblock) -> None:
         (sb.bitmap_start, sb.bitmap_blocks),
     ):
         image.reserve(start * BLOCK_SIZE, count * BLOCK_SIZE)
+
+
+def _recover(image: Image, persist: Persist, sb: Superblock, *, is_clean: bool) -> None:
+    """Undo what the journal holds, and clear its bad blocks. EROFS; EIO: it cannot be read."""
+    try:
+        is_pending = Journal.pending(image, sb)
+    except MediaError as error:
+        if not is_clean:
+            raise MediaError(
+                f"the journal cannot be read, which may have to undo an operation "
+                f"({error.strerror})"
+            ) from error
+        is_pending = False  # the journal of a clean image is empty
+    if not image.writable:
+        if is_pending:
+            raise FsError(errno.EROFS, f"{image.path} needs recovery, but cannot be written")
+        return
+    journal = Journal(persist, sb)
+    if is_pending:
+        undone = journal.recover()
+        log.info("recovery undid an operation that was cut short (%d ranges)", undone)
+    journal.clear_badblocks()
 
 
 def _check_features(sb: Superblock, read_only: bool) -> None:

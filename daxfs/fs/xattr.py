@@ -147,7 +147,7 @@ class XattrOperations(Core):
             if not run.block or run.unwritten:
                 break
             start = run.block * BLOCK_SIZE
-            parts.append(self.image.mem[start : start + run.pages * BLOCK_SIZE])
+            parts.append(self.image.load(start, run.pages * BLOCK_SIZE))
             page += run.pages
         if not parts:
             raise CorruptionError(f"inode {inode.ino}: the extended attributes are missing")

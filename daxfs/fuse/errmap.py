@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from daxfs.errors import CorruptionError
+from daxfs.errors import CorruptionError, MediaError
 from daxfs.fuse.lowlevel import pyfuse3
 
 log = logging.getLogger(__name__)
@@ -26,8 +26,8 @@ class Observer(Protocol):
     def answered(self, op: str, start_ns: int) -> None:
         """A request *op* that began at *start_ns* (monotonic clock) is about to be answered."""
 
-    def corrupted(self, error: CorruptionError) -> None:
-        """A request met damage in the image."""
+    def corrupted(self, error: CorruptionError | MediaError) -> None:
+        """A request met damage in the image, or its medium failed."""
 
 
 S = TypeVar("S", bound=Observer)
@@ -38,8 +38,9 @@ Handler = Callable[Concatenate[S, P], Awaitable[T]]
 def handler(function: Handler[S, P, T]) -> Callable[Concatenate[S, P], Any]:
     """Make a coroutine function a request handler: it raises nothing but FUSEError.
 
-    OSError becomes its errno, damage of the image EUCLEAN, a lack of memory ENOMEM; anything else
-    is a bug, logged with its traceback, and becomes EIO. trio.Cancelled passes.
+    OSError becomes its errno, damage of the image EUCLEAN, a medium that fails EIO, a lack of
+    memory ENOMEM; anything else is a bug, logged with its traceback, and becomes EIO.
+    trio.Cancelled passes.
     """
     op: str = function.__name__
 
@@ -59,9 +60,9 @@ def handler(function: Handler[S, P, T]) -> Callable[Concatenate[S, P], Any]:
 def _errno_of(owner: Observer, op: str, error: Exception) -> int:
     if isinstance(error, pyfuse3.FUSEError):
         return int(error.errno)
-    if isinstance(error, CorruptionError):
+    if isinstance(error, (CorruptionError, MediaError)):
         owner.corrupted(error)
-        return errno.EUCLEAN
+        return error.errno or errno.EIO
     if isinstance(error, OSError) and error.errno:
         return error.errno
     if isinstance(error, MemoryError):

@@ -28,7 +28,7 @@ import trio
 from daxfs.dax.mapping import EntryLocked
 from daxfs.dax.rw import Buffer
 from daxfs.dax.zero_page import ZERO
-from daxfs.errors import CorruptionError, FsError
+from daxfs.errors import BadDataError, CorruptionError, FsError, MediaError
 from daxfs.fs.falloc import FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
@@ -89,7 +89,6 @@ class Operations(pyfuse3.Operations):
         self.pages = Pages(fs, lowlevel.invalidate, keeps_sizes=self.enable_writeback_cache)
         self._poller = poller
         self._control = control_path.encode()
-        self._remount_ro = options.errors == "remount-ro"
         self._file_timeout = (
             WRITEBACK_TIMEOUT_SECONDS if self.enable_writeback_cache else TIMEOUT_SECONDS
         )
@@ -115,11 +114,9 @@ class Operations(pyfuse3.Operations):
         if op not in ("read", "write"):
             self._poller.note()
 
-    def corrupted(self, error: CorruptionError) -> None:
+    def corrupted(self, error: CorruptionError | MediaError) -> None:
         """See errmap.Observer."""
         self._fs.report_corruption(error)
-        if self._remount_ro:
-            self._fs.read_only = True
 
     # --- helpers ----------------------------------------------------------------------------------
 
@@ -509,7 +506,14 @@ class Operations(pyfuse3.Operations):
         if inode.is_dax and self._evictor.reading(size):
             self._poller.pause()
             await self._evictor.wait(inode.ino, off, off + size)
-        buffer, holes = self._fs.read(inode, off, size, set_atime=fh not in self._untimed)
+        set_atime = fh not in self._untimed
+        try:
+            buffer, holes = self._fs.read(inode, off, size, set_atime=set_atime)
+        except BadDataError as error:
+            # In the page cache a short answer would be the end of the file: pages of zeroes.
+            if is_cached or error.pos <= off or not lowlevel.takes_ranges():
+                raise
+            buffer, holes = self._fs.read(inode, off, error.pos - off, set_atime=set_atime)
         if holes and inode.is_dax:
             self._evictor.served(inode.ino, holes)
             if is_cached and _are_zero_pages(buffer) and lowlevel.let_kernel_zero(inode.ino):
@@ -523,7 +527,8 @@ class Operations(pyfuse3.Operations):
 
         With the write-back cache the kernel sets the times when a program writes, and tells them
         by SETATTR; the time of the write-back is none of the file's. Of dirty pages the kernel
-        does not look at how many were stored: if one was not, all have failed.
+        does not look at how many were stored: if one was not, all have failed, so the rest is tried
+        for the sake of its error.
         """
         inode = self._handles[fh]
         set_times = not self.enable_writeback_cache
@@ -537,12 +542,14 @@ class Operations(pyfuse3.Operations):
             for start, end in self.pages.outside(
                 inode.ino, off, off + len(buf), written_back=bool(written_back)
             ):
-                part = buf if end - start == len(buf) else memoryview(buf)[start - off : end - off]
-                count = self._fs.write(inode, start, part, set_times=set_times)
-                if count < end - start:
-                    if written_back or self.enable_writeback_cache:
-                        raise FsError(errno.ENOSPC)
-                    return start - off + count
+                while start < end:
+                    part = (
+                        buf if end - start == len(buf) else memoryview(buf)[start - off : end - off]
+                    )
+                    count = self._fs.write(inode, start, part, set_times=set_times)
+                    start += count
+                    if start < end and not (written_back or self.enable_writeback_cache):
+                        return start - off
             return len(buf)
 
         written = await self._run(store)
@@ -563,6 +570,8 @@ class Operations(pyfuse3.Operations):
             else:
                 await trio.to_thread.run_sync(self._fs.persist.fence)
             durable = True
+        except MediaError as error:
+            raise BadDataError(f"inode {inode.ino}: fsync: {error.strerror}", 0) from error
         finally:
             writeback.finish(durable=durable)
 

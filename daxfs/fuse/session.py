@@ -92,6 +92,7 @@ def run(
                 enable_acl=options.enable_acl,
                 diratime=options.diratime,
                 discard=options.discard,
+                remount_ro=options.errors == "remount-ro",
                 on_change=on_change,
             )
         except OSError as error:

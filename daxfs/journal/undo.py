@@ -41,10 +41,11 @@ from typing import Final, NamedTuple
 
 import google_crc32c
 
-from daxfs.errors import FsError
+from daxfs.errors import FsError, MediaError
 from daxfs.ondisk.layout import BLOCK_SIZE, JOURNAL_SEQ_OFFSET, Superblock
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Buffer, Persist
+from daxfs.units import SECTOR_SIZE
 
 ENTRY_HEADER: Final = struct.Struct("<QQII")
 _CHECKED: Final = struct.Struct("<QQI")
@@ -88,7 +89,10 @@ def finished_seq(source: Image | memoryview) -> int:
 
 
 def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
-    """The valid entries of an unfinished transaction, oldest first, in an image or its bytes."""
+    """The valid entries of an unfinished transaction, oldest first, in an image or its bytes.
+
+    MediaError: they cannot all be read.
+    """
     return scan_with(_reader(source), sb)
 
 
@@ -126,7 +130,6 @@ class Transaction:
     def __init__(self, journal: "Journal", seq: int) -> None:
         self._journal = journal
         self._persist = journal.persist
-        self._mem = journal.persist.image.mem
         self._seq = seq
         self._position = journal.start
         self._entries: list[UndoEntry] = []
@@ -203,7 +206,7 @@ class Transaction:
         size = ENTRY_HEADER.size + (length + 7 & ~7)
         if size > self._journal.end - self._position:
             raise FsError(errno.ENOSPC, "the journal is too small for this operation")
-        old = bytes(self._mem[offset:end])
+        old = bytes(self._persist.image.load(offset, length))
         padded = old + bytes(-length & 7)
         crc = _checksum(self._seq, offset, length, padded)
         header = ENTRY_HEADER.pack(self._seq, offset, length, crc)
@@ -250,16 +253,23 @@ class Journal:
         self.start: Final = sb.journal_start * BLOCK_SIZE
         self.end: Final = self.start + sb.journal_blocks * BLOCK_SIZE
         self.open: Transaction | None = None
+        self._unfinished: tuple[list[UndoEntry], int] | None = None
+        """What the medium did not take at the end of the last transaction: see ``undo``."""
         self._finished = persist.load_u64(JOURNAL_SEQ_OFFSET)
 
     @staticmethod
     def pending(source: Image | memoryview, sb: Superblock) -> bool:
-        """Whether an image holds an unfinished transaction, which recovery would undo."""
+        """Whether there is an unfinished transaction, which recovery would undo; see ``scan``."""
         return bool(scan(source, sb))
 
     def begin(self) -> Transaction:
-        """Open a transaction; use it in a ``with`` statement."""
+        """Open a transaction; use it in a ``with`` statement.
+
+        MediaError: the last one could still not be finished.
+        """
         assert self.open is None, "a transaction is open already"
+        if self._unfinished is not None:
+            self.undo(*self._unfinished)
         self.open = Transaction(self, _next_seq(self._finished))
         return self.open
 
@@ -279,16 +289,41 @@ class Journal:
         return len(entries)
 
     def undo(self, entries: list[UndoEntry], seq: int) -> None:
-        """Restore *entries*, newest first, and finish *seq*."""
+        """Restore *entries*, newest first, and finish *seq*.
+
+        MediaError: the medium did not take all of it. It is tried again before the next transaction
+        begins: until *seq* is finished for certain, the journal must stay as it is, and no block
+        that the transaction freed may be stored to.
+        """
+        self._unfinished = entries, seq
+        failure: MediaError | None = None
         for offset, old in reversed(entries):
-            self.persist.store(offset, old)
-            self.persist.flush(offset, len(old))
+            try:
+                self.persist.store(offset, old)
+            except MediaError as error:
+                failure = error
+            else:
+                self.persist.flush(offset, len(old))
+        if failure is not None:
+            raise failure
         self.persist.fence()
         self.finish(seq)
 
     def finish(self, seq: int) -> None:
         """Make *seq* the last finished transaction: its entries are dead from here on."""
         self._finished = seq
+        if self._unfinished is None:
+            self._unfinished = [], seq
         self.persist.store_u64(JOURNAL_SEQ_OFFSET, seq)
         self.persist.flush(JOURNAL_SEQ_OFFSET, 8)
         self.persist.fence()
+        self._unfinished = None
+
+    def clear_badblocks(self) -> None:
+        """Store zeroes over the bad blocks of the region. Only while the log is empty."""
+        table = self.persist.image.badblocks
+        for run in table.runs if table is not None else ():
+            start = max(self.start, run.first * SECTOR_SIZE)
+            end = min(self.end, run.end * SECTOR_SIZE)
+            if start < end:
+                self.persist.fill(start, end - start)

@@ -24,6 +24,7 @@ from daxfs.ondisk.layout import (
     encode_inode,
     plan,
 )
+from daxfs.pmem.badblocks import TABLE_OFFSET
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist, ReservingPersist, domain_for
 from daxfs.units import format_size
@@ -57,13 +58,19 @@ def format_image(
 
 def _erase(image: Image, persist: Persist, sb: Superblock) -> None:
     """Leave no super block, journal entry, inode or bitmap of an earlier filesystem."""
+    # Bad blocks are the medium's: their table goes only where discarding makes all of it good.
+    head = BLOCK_SIZE if image.badblocks is None else TABLE_OFFSET
     if next(image.data_ranges(0, BLOCK_SIZE), None):
-        persist.persist(SUPER_OFFSET, bytes(BLOCK_SIZE))
-    if image.discard(0, image.size):
+        persist.persist(SUPER_OFFSET, bytes(head))
+    if persist.discard(0, image.size):
         return
-    for start, end in ((0, sb.data_start), (sb.data_end, sb.block_count)):
-        persist.fill(start * BLOCK_SIZE, (end - start) * BLOCK_SIZE)
-        persist.flush(start * BLOCK_SIZE, (end - start) * BLOCK_SIZE)
+    for start, end in (
+        (0, head),
+        (BLOCK_SIZE, sb.data_start * BLOCK_SIZE),
+        (sb.data_end * BLOCK_SIZE, sb.block_count * BLOCK_SIZE),
+    ):
+        persist.fill(start, end - start)
+        persist.flush(start, end - start)
     persist.fence()
 
 

@@ -61,7 +61,7 @@ def walk(
 
     *source* is the image or its bytes. Raises CorruptionError on: an entry with wrong flags, a
     block outside of the data area, an unaligned HUGE entry, a tree that is too high, a node met
-    twice, data at or past page *max_pages*.
+    twice, data at or past page *max_pages*. MediaError: a node lies in a bad block of the image.
     """
     return _Walk(source, sb, max_pages).root(root)
 

@@ -20,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 
 from daxfs.errors import FsError
-from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
 from daxfs.units import PAGE_SHIFT, PAGE_SIZE
 
 
 class Backing:
     """The pages of one image that the host holds. Places and counts are in pages."""
 
-    def __init__(self, image: Image) -> None:
-        self._image = image
+    def __init__(self, persist: Persist) -> None:
+        self._persist = persist
+        image = self._image = persist.image
         self.held = np.zeros(image.size >> PAGE_SHIFT, np.bool_)
         """A bool for each page of the image."""
         for start, end in image.data_ranges(0, image.size):
@@ -73,5 +74,5 @@ class Backing:
         pages = slice(offset >> PAGE_SHIFT, (offset + length) // PAGE_SIZE)
         held = self.held[pages].copy()
         self.held[pages] = False
-        if not self._image.discard(offset, length):
+        if not self._persist.discard(offset, length):
             self.held[pages] = held

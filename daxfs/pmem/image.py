@@ -9,6 +9,9 @@ Invariants
   makes the host allocate a page, and ends in SIGBUS where the host is full. Scans of big sparse
   regions, and whoever cannot trust what points there, therefore use ``data_ranges`` and ``pread``;
   what is stored to or loaded through ``mem`` is held by the host (``backing``).
+- No byte of a bad block is returned: ``load`` and ``pread`` raise MediaError. Who reads ``mem``
+  itself has asked ``check_readable`` before. ``badblocks`` is None while there are none, so that
+  asking costs next to nothing.
 - At most one process holds the lock of an image; it lasts until ``close`` or the process's end.
 """
 
@@ -26,7 +29,8 @@ from typing import Final
 import numpy as np
 
 from daxfs.errors import FsError, MediaError
-from daxfs.units import PAGE_SIZE, align_down, align_up
+from daxfs.pmem.badblocks import TABLE_OFFSET, TABLE_SIZE, BadBlocks
+from daxfs.units import PAGE_SIZE, SECTOR_SIZE, align_down, align_up
 
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
@@ -82,6 +86,8 @@ class Image:
         self.fd = fd
         self.size = size
         self.writable = writable
+        self.badblocks: BadBlocks | None = None
+        self.read_badblocks()
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, access)
         self.mem = memoryview(self._map)
@@ -225,6 +231,24 @@ class Image:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at {offset} are outside of an image of {self.size}")
 
+    def read_badblocks(self) -> BadBlocks:
+        """Read the table of bad blocks anew; ``badblocks`` is None if none is bad."""
+        table = BadBlocks(self._pread(TABLE_OFFSET, TABLE_SIZE), self.size)
+        self.badblocks = table if table else None
+        return table
+
+    def check_readable(self, offset: int, length: int) -> None:
+        """Raise MediaError if a bad block lies in a range: what the machine check of pmem does."""
+        if self.badblocks is not None:
+            place = self.badblocks.first(offset, length)
+            if place is not None:
+                raise MediaError(f"{self.path}: sector {place // SECTOR_SIZE} is a bad block")
+
+    def load(self, offset: int, length: int) -> memoryview:
+        """The bytes of a range, in place. MediaError: one of them lies in a bad block."""
+        self.check_readable(offset, length)
+        return self.mem[offset : offset + length]
+
     def discard(self, offset: int, length: int) -> bool:
         """Give the pages of a byte range back to the host; afterwards they read as zeroes.
 
@@ -292,8 +316,30 @@ class Image:
             yield align_down(data, PAGE_SIZE), position
 
     def pread(self, offset: int, length: int) -> bytes:
-        """*length* bytes at *offset*, read so that holes of the file stay holes."""
+        """*length* bytes at *offset*, read so that holes of the file stay holes. MediaError."""
         self.check_range(offset, length)
+        self.check_readable(offset, length)
+        return self._pread(offset, length)
+
+    def pread_around(self, offset: int, length: int) -> tuple[bytes, list[int]]:
+        """As ``pread``, with zeroes for what lies in bad blocks; and the numbers of those sectors.
+
+        MediaError if the host cannot read its file.
+        """
+        self.check_range(offset, length)
+        raw = self._pread(offset, length)
+        if self.badblocks is None or self.badblocks.first(offset, length) is None:
+            return raw, []
+        patched = bytearray(raw)
+        found = []
+        position, end = offset, offset + length
+        while (place := self.badblocks.first(position, end - position)) is not None:
+            found.append(place // SECTOR_SIZE)
+            position = min(align_down(place, SECTOR_SIZE) + SECTOR_SIZE, end)
+            patched[place - offset : position - offset] = bytes(position - place)
+        return bytes(patched), found
+
+    def _pread(self, offset: int, length: int) -> bytes:
         parts = []
         while length > 0:
             try:

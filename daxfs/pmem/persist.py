@@ -13,6 +13,8 @@ Persistence domains
 
 Invariants
 - Nothing else writes to ``image.mem``.
+- A store takes the bad blocks that it covers wholly out of the table, once it is durable; so does a
+  discard. One that covers a bad block in part raises MediaError(EIO) and stores nothing.
 - ``fence`` may run in another thread: it holds a lock, so that a second fence returns only after
   everything flushed before it is on the medium, whichever of the two picked it up.
 """
@@ -23,8 +25,10 @@ from typing import Final, Literal, Protocol
 
 import numpy as np
 
+from daxfs.errors import MediaError
+from daxfs.pmem.badblocks import MAGIC, TABLE_OFFSET, TABLE_SIZE, Sectors, SlotStore, sectors_of
 from daxfs.pmem.image import Image
-from daxfs.units import PAGE_SIZE, align_down, align_up
+from daxfs.units import PAGE_SIZE, SECTOR_SIZE, align_down, align_up
 
 if sys.byteorder != "little":
     raise ImportError("daxfs images are little-endian, and this machine is not")
@@ -96,17 +100,23 @@ class Persist:
         end = offset + len(data)
         if offset < 0 or end > self._size:
             raise ValueError(f"store of {len(data)} bytes at {offset}: outside of the image")
+        mends = self._mends(offset, end - offset) if self.image.badblocks is not None else ()
         if self._observer is not None:
             self._observer.on_store(offset, bytes(data))
         self._mem[offset:end] = data
+        if mends:
+            self._mend(offset, end - offset, mends)
 
     def fill(self, offset: int, length: int, byte: int = 0) -> None:
         """Store *length* times *byte* at *offset*."""
         if offset < 0 or length < 0 or offset + length > self._size:
             raise ValueError(f"fill of {length} bytes at {offset}: outside of the image")
+        mends = self._mends(offset, length) if self.image.badblocks is not None else ()
         if self._observer is not None:
             self._observer.on_store(offset, bytes([byte]) * length)
         np.frombuffer(self._mem, np.uint8, length, offset)[:] = byte
+        if mends:
+            self._mend(offset, length, mends)
 
     def store_u64(self, offset: int, value: int) -> None:
         """Store the 64-bit *value* at *offset*, a multiple of 8, in one move: all of it or none."""
@@ -114,14 +124,16 @@ class Persist:
             raise ValueError(f"store of a word at {offset}: not aligned")
         if offset >= self._size:
             raise ValueError(f"store of a word at {offset}: outside of the image")
+        self.image.check_readable(offset, 8)
         if self._observer is not None:
             self._observer.on_store(offset, value.to_bytes(8, "little"))
         self._words[offset >> 3] = value
 
     def load_u64(self, offset: int) -> int:
-        """The 64-bit value at *offset*, a multiple of 8."""
+        """The 64-bit value at *offset*, a multiple of 8. MediaError: it lies in a bad block."""
         if offset & 7 or not 0 <= offset < self._size:
             raise ValueError(f"load of a word at {offset}: not aligned or outside of the image")
+        self.image.check_readable(offset, 8)
         return self._words[offset >> 3]
 
     def flush(self, offset: int, length: int) -> None:
@@ -163,6 +175,56 @@ class Persist:
         self.store(offset, data)
         self.flush(offset, len(data))
         self.fence()
+
+    # --- bad blocks ------------------------------------------------------------------------------
+
+    def discard(self, offset: int, length: int) -> bool:
+        """``Image.discard``; bad blocks in the range are good afterwards."""
+        done = self.image.discard(offset, length)
+        if done and self.image.badblocks is not None and self.image.read_badblocks():
+            self.clear_badblocks(sectors_of(offset, length))
+        return done
+
+    def add_badblocks(self, run: Sectors) -> None:
+        """Make the sectors of *run* bad. ValueError: they cannot be; ENOSPC: the table is full."""
+        table = self.image.read_badblocks()
+        changes = table.adding(run)
+        if not table.is_there:
+            self.fill(TABLE_OFFSET, TABLE_SIZE)
+            self.flush(TABLE_OFFSET, TABLE_SIZE)
+            self.fence()
+            changes = [SlotStore(TABLE_OFFSET, MAGIC), *changes]
+        self._change_table(changes)
+
+    def clear_badblocks(self, run: Sectors) -> None:
+        """Make the sectors of *run* good; they hold what they held. ENOSPC: the table is full."""
+        self._change_table(self.image.read_badblocks().clearing(run))
+
+    def _change_table(self, changes: list[SlotStore]) -> None:
+        for offset, value in changes:
+            self.store_u64(offset, value)
+            self.flush(offset, 8)
+            self.fence()
+        self.image.read_badblocks()
+
+    def _mends(self, offset: int, length: int) -> list[SlotStore]:
+        """How to take the bad blocks out of the table that a store of this range makes good."""
+        table = self.image.badblocks
+        assert table is not None
+        sector = table.partly(offset, length)
+        if sector is not None:
+            raise MediaError(
+                f"{self.image.path}: sector {sector // SECTOR_SIZE} is a bad block, "
+                "which only a store of the whole sector clears"
+            )
+        if table.first(offset, length) is None:
+            return []
+        return table.clearing(sectors_of(offset, length))
+
+    def _mend(self, offset: int, length: int, mends: list[SlotStore]) -> None:
+        self.flush(offset, length)
+        self.fence()
+        self._change_table(mends)
 
     def close(self) -> None:
         """Drop the views of the image, so that it can be unmapped. No store may follow."""
