@@ -105,6 +105,9 @@ class FileSystem(NameOperations, SpaceOperations):
         _recover(image, persist, sb, is_clean=state == STATE_CLEAN)
         usage = find_usage(image, persist, sb, clean=state == STATE_CLEAN)
         backing = Backing(persist)
+        if usage.is_partial:
+            # What cannot be told from free is readable as long as the host holds it.
+            usage.blocks |= backing.held[: len(usage.blocks)]
         backing.secure(usage.blocks & ~metadata_blocks(sb))
         fs = cls(
             image,
