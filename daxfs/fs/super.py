@@ -19,8 +19,7 @@ ERROR is left to fsck.
 
 import errno
 import logging
-import time
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from daxfs.alloc.blocks import BlockAllocator
 from daxfs.alloc.inodes import InodeAllocator
@@ -87,7 +86,7 @@ class FileSystem(NameOperations, SpaceOperations):
         discard: bool = True,
         remount_ro: bool = False,
         on_change: OnChange | None = None,
-    ) -> "FileSystem":
+    ) -> Self:
         """Mount *image*, which *persist* stores to; the caller holds its lock.
 
         After an unclean stop the journal is undone, the bitmap rebuilt and orphans freed.
@@ -154,7 +153,7 @@ class FileSystem(NameOperations, SpaceOperations):
             self._store_word(STATE_OFFSET, STATE_DIRTY)
         count = self.persist.load_u64(MOUNT_COUNT_OFFSET)
         self._store_word(MOUNT_COUNT_OFFSET, (count + 1) % (1 << 64))
-        self._store_word(LAST_MOUNT_NS_OFFSET, time.time_ns())
+        self._store_word(LAST_MOUNT_NS_OFFSET, self.now_ns())
         self.persist.fence()
 
     def _store_word(self, offset: int, value: int) -> None:

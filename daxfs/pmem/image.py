@@ -24,7 +24,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class Image:
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._map)) if writable else None
 
     @classmethod
-    def create(cls, path: str, size: int, *, reuse: bool = False) -> "Image":
+    def create(cls, path: str, size: int, *, reuse: bool = False) -> Self:
         """Make the file *path*: sparse, *size* bytes rounded down to 4096, mode 0600.
 
         With *reuse* a file that is there already is opened instead, and keeps its size unless that
@@ -125,7 +125,7 @@ class Image:
             raise _explain(path, error) from None
 
     @classmethod
-    def open(cls, path: str, *, writable: bool = True) -> "Image":
+    def open(cls, path: str, *, writable: bool = True) -> Self:
         """Open the file *path*; a size that is no multiple of 4096 is rounded down.
 
         Raises FsError: ENOENT, EACCES, EISDIR, EINVAL (too small, no regular file) and so on.
@@ -145,13 +145,13 @@ class Image:
         return cls._mapped(path, fd, align_down(status.st_size, PAGE_SIZE), writable=writable)
 
     @classmethod
-    def anonymous(cls, size: int) -> "Image":
+    def anonymous(cls, size: int) -> Self:
         """An image of *size* bytes, rounded down to 4096, that lives in a memfd and has no file."""
         fd = os.memfd_create("daxfs", os.MFD_CLOEXEC)
         return cls._sized(ANONYMOUS_PATH, fd, align_down(size, PAGE_SIZE))
 
     @classmethod
-    def _sized(cls, path: str, fd: int, size: int) -> "Image":
+    def _sized(cls, path: str, fd: int, size: int) -> Self:
         try:
             os.ftruncate(fd, size)
         except OSError as error:
@@ -160,7 +160,7 @@ class Image:
         return cls._mapped(path, fd, size, writable=True)
 
     @classmethod
-    def _mapped(cls, path: str, fd: int, size: int, *, writable: bool) -> "Image":
+    def _mapped(cls, path: str, fd: int, size: int, *, writable: bool) -> Self:
         try:
             if size < PAGE_SIZE:
                 raise FsError(errno.EINVAL, f"{path} is too small for an image")
@@ -169,7 +169,7 @@ class Image:
             os.close(fd)
             raise error if isinstance(error, FsError) else _explain(path, error) from None
 
-    def __enter__(self) -> "Image":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
