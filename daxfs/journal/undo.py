@@ -5,7 +5,7 @@ Kernel counterpart: the undo log of PMFS (pmfs_new_transaction() and friends); j
 Before a range of metadata is changed in place, its old bytes are appended to the journal. An entry
 in the journal region (see docs/SPEC.md):
 
-    seq u64, offset u64, length u32, crc32c u32, old bytes padded with zeroes to a multiple of 8
+    seq u64, offset u64, length u32, crc32 u32, old bytes padded with zeroes to a multiple of 8
 
 Entries of a transaction stand one behind the other from the start of the region. An entry is valid
 if its checksum (over everything but itself) is right and its seq is the finished seq + 1; the log
@@ -23,6 +23,10 @@ Why the order is enough
 4. Every transaction that wrote an entry ends by finishing its seq, so no seq is used twice, and
    the seq is part of the checksum: what earlier transactions left in the region is never valid.
 
+The checksum is a CRC of another polynomial than those in the image. An inode row ends with its own
+crc32c, and the crc32c of whole rows is the same for all of them: a torn entry that holds an older
+row of the same inode, left by an earlier transaction, would pass for whole.
+
 New blocks, which nothing points to yet, are stored and flushed without the log: a pointer to them
 is undone unless the commit was reached, and the commit's fence lies before that.
 
@@ -33,13 +37,12 @@ Invariants
 
 import errno
 import struct
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, NamedTuple
-
-import google_crc32c
 
 from daxfs.errors import FsError, MediaError
 from daxfs.ondisk.layout import BLOCK_SIZE, JOURNAL_SEQ_OFFSET, Superblock
@@ -67,8 +70,7 @@ def entry_size(length: int) -> int:
 
 
 def _checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
-    head: int = google_crc32c.value(_CHECKED.pack(seq, offset, length))
-    return int(google_crc32c.extend(head, padded))
+    return zlib.crc32(padded, zlib.crc32(_CHECKED.pack(seq, offset, length)))
 
 
 def _next_seq(seq: int) -> int:

@@ -20,7 +20,16 @@ from hypothesis import strategies as st
 
 from daxfs.errors import FsError
 from daxfs.journal.undo import ENTRY_HEADER, Journal, Transaction, entry_size, finished_seq, scan
-from daxfs.ondisk.layout import BLOCK_SIZE, IMAGE_SIZE_MIN, JOURNAL_SEQ_OFFSET, Superblock, plan
+from daxfs.ondisk.layout import (
+    BLOCK_SIZE,
+    IMAGE_SIZE_MIN,
+    INODE_FIELDS,
+    INODE_SIZE,
+    JOURNAL_SEQ_OFFSET,
+    Superblock,
+    encode_inode,
+    plan,
+)
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 
@@ -98,6 +107,25 @@ def test_committed_stores_stay_and_leave_nothing_to_recover(f: Fixture) -> None:
     assert expected[3:8] == b"hello"
     assert expected[64:72] == struct.pack("<Q", 7)
     assert expected[128:138] == b"\xee" * 10
+
+
+def test_a_torn_entry_over_an_older_one_of_the_same_inode_is_not_valid(f: Fixture) -> None:
+    """Rows end with their own checksum, which must not make all of them look alike."""
+    place = SB.inode_offset(5)
+
+    def row(mtime_ns: int) -> bytes:
+        fields = dict.fromkeys(INODE_FIELDS, 0) | {"mode": 0o100644, "mtime_ns": mtime_ns}
+        return encode_inode(5, tuple(fields.values()))
+
+    f.persist.store(place, row(1))
+    with f.journal.begin() as tx:
+        tx.store(place, row(2))
+    older = bytes(f.image.mem[JOURNAL + LINE : JOURNAL + entry_size(INODE_SIZE)])
+    with f.journal.begin() as tx:
+        tx.log(place, INODE_SIZE)
+        assert len(scan(f.image.mem, SB)) == 1
+        f.persist.store(JOURNAL + LINE, older)
+        assert scan(f.image.mem, SB) == []
 
 
 def test_an_exception_restores_every_byte_and_passes_on(f: Fixture) -> None:

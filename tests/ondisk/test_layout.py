@@ -116,7 +116,7 @@ def test_state_words_are_aligned_and_outside_of_the_super_block() -> None:
 
 
 def test_inode_round_trip_and_struct_agrees_with_dtype() -> None:
-    values = tuple(range(1, len(INODE_FIELDS) + 1))
+    values = (0o100644, *range(2, len(INODE_FIELDS) + 1))
     raw = layout.encode_inode(7, values)
     assert len(raw) == layout.INODE_SIZE
     assert layout.decode_inode(7, raw) == values
@@ -126,7 +126,7 @@ def test_inode_round_trip_and_struct_agrees_with_dtype() -> None:
 
 
 def test_inode_with_a_wrong_byte_or_in_a_wrong_place_is_refused() -> None:
-    raw = layout.encode_inode(7, tuple(range(len(INODE_FIELDS))))
+    raw = layout.encode_inode(7, (0o40755, *range(1, len(INODE_FIELDS))))
     with pytest.raises(CorruptionError, match="inode 8"):
         layout.decode_inode(8, raw)
     for place in (0, 100, 251, 255):

@@ -98,17 +98,27 @@ def test_the_bits_of_map_entries_are_those_of_the_code() -> None:
 
 
 def crc32c(data: bytes) -> int:
+    return crc_of(data, 0x82F63B78)
+
+
+def crc32(data: bytes) -> int:
+    return crc_of(data, 0xEDB88320)
+
+
+def crc_of(data: bytes, polynomial: int) -> int:
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
         for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+            crc = crc >> 1 ^ (polynomial if crc & 1 else 0)
     return crc ^ 0xFFFFFFFF
 
 
 def test_the_checksum_of_the_text_is_what_its_example_says() -> None:
     assert '`crc32c("123456789") = 0xE3069283`' in SPEC
     assert crc32c(b"123456789") == 0xE3069283
+    assert '`crc32("123456789") = 0xCBF43926`' in SPEC
+    assert crc32(b"123456789") == 0xCBF43926
 
 
 class Reader:
@@ -147,7 +157,7 @@ class Reader:
             end = at + 24 + -(-length // 8) * 8
             if seq != self.u64(1056) + 1:
                 break
-            if crc32c(bytes(self.raw[at : at + 20] + self.raw[at + 24 : end])) != checksum:
+            if crc32(bytes(self.raw[at : at + 20] + self.raw[at + 24 : end])) != checksum:
                 break
             log.append((offset, bytes(self.raw[at + 24 : at + 24 + length])))
             at = end
