@@ -146,19 +146,19 @@ class FileSystem(NameOperations, SpaceOperations):
         return self.iget(ROOT_INO)
 
     def _start(self, state: int) -> None:
-        """Mark the image as mounted for writing: DIRTY is durable before anything else changes."""
+        """Mark the image as mounted for writing: DIRTY is durable before anything else changes.
+
+        The three words lie in one cache line: the state is there before the others.
+        """
         if state == STATE_ERROR:
             log.warning("the image was damaged when it was last mounted: run daxfs fsck on it")
         else:
-            self._store_word(STATE_OFFSET, STATE_DIRTY)
+            self.persist.store_u64(STATE_OFFSET, STATE_DIRTY)
         count = self.persist.load_u64(MOUNT_COUNT_OFFSET)
-        self._store_word(MOUNT_COUNT_OFFSET, (count + 1) % (1 << 64))
-        self._store_word(LAST_MOUNT_NS_OFFSET, self.now_ns())
+        self.persist.store_u64(MOUNT_COUNT_OFFSET, (count + 1) % (1 << 64))
+        self.persist.store_u64(LAST_MOUNT_NS_OFFSET, self.now_ns())
+        self.persist.flush(STATE_OFFSET, LAST_MOUNT_NS_OFFSET + 8 - STATE_OFFSET)
         self.persist.fence()
-
-    def _store_word(self, offset: int, value: int) -> None:
-        self.persist.store_u64(offset, value)
-        self.persist.flush(offset, 8)
 
     def _free_orphans(self, orphans: list[int]) -> None:
         for ino in orphans:
@@ -202,17 +202,22 @@ class FileSystem(NameOperations, SpaceOperations):
         self._store_clean()
 
     def _store_clean(self) -> None:
-        """Make everything durable, mark the image clean, and change nothing from now on."""
+        """Make everything durable, mark the image clean, and change nothing from now on.
+
+        The bitmap is durable before the words that have it believed. Those lie in one cache line,
+        so that the checksum is there before the state; until then it has no meaning.
+        """
         self.sync()
         self.blocks.flush_discards()
         bitmap = self.blocks.bitmap()
         place = self.sb.bitmap_start * BLOCK_SIZE
         self.persist.store(place, bitmap)
         self.persist.flush(place, len(bitmap))
-        self._store_word(BITMAP_CRC_OFFSET, bitmap_crc(bitmap))
         self.persist.fence()
         if self.persist.load_u64(STATE_OFFSET) != STATE_ERROR:
-            self._store_word(STATE_OFFSET, STATE_CLEAN)
+            self.persist.store_u64(BITMAP_CRC_OFFSET, bitmap_crc(bitmap))
+            self.persist.store_u64(STATE_OFFSET, STATE_CLEAN)
+            self.persist.flush(STATE_OFFSET, BITMAP_CRC_OFFSET + 8 - STATE_OFFSET)
             self.persist.fence()
         self.read_only = True
 
