@@ -57,7 +57,7 @@ def insert_mapping(
 ) -> None:
     """Entries for *count* pages, all of one chunk, on blocks *pfn*...: dirty if *write*, or clean.
 
-    EBUSY if another block stands in the index.
+    EUCLEAN if another block stands in the index.
     """
     inode.mapping.store_mapped(pgoff, count, pfn, dirty=write)
     counters = dax.trace.counters

@@ -10,6 +10,8 @@ marks DIRTY and TOWRITE. So 1 GiB of hole read through PMD entries is one upper 
 Invariants
 - A chunk has a PMD entry or a leaf, never both. A node without entries is freed.
 - Only value entries are legal. A slot that holds anything else raises (EIO) when it is met.
+- An entry and the file's blocks agree. Where they do not, the block map was changed behind the
+  filesystem's back, as when a damaged image has two owners of a block: EUCLEAN.
 - ZERO and EMPTY entries are never dirty; only they may be replaced by another entry.
 - Range operations are numpy slices of the nodes: no Python loop per page.
 
@@ -35,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daxfs.dax import entry as e
-from daxfs.errors import FsError
+from daxfs.errors import CorruptionError, FsError
 from daxfs.units import PMD_ORDER, PMD_PAGES
 
 Words = npt.NDArray[np.uint64]
@@ -207,7 +209,7 @@ class Mapping:
     def store_zero(self, first: int, count: int) -> None:
         """ZERO_PAGE entries for a hole that was read, where nothing is yet; they are clean.
 
-        EIO if the index says that a block is there: the filesystem removed it and did not tell.
+        EUCLEAN if the index says that a block is there.
         """
         for chunk, low, high in _pieces(first, count):
             word = self.pmd(chunk)
@@ -227,7 +229,7 @@ class Mapping:
             words[:] = words & _LOCK | np.uint64(e.PTE_ZERO)
 
     def store_pmd_zero(self, chunk: int) -> None:
-        """The PMD|ZERO_PAGE entry of *chunk*, which has no PTE entries. EIO over a block."""
+        """The PMD|ZERO_PAGE entry of *chunk*, which has no PTE entries. EUCLEAN over a block."""
         self._expect(not e.is_mapped(self.pmd(chunk)), chunk << PMD_ORDER)
         self._store_pmd(chunk, e.PMD_ZERO)
 
@@ -236,7 +238,7 @@ class Mapping:
 
         Zero and empty entries are replaced. Under a PMD entry nothing is inserted; a dirty store
         marks all of it. A whole aligned chunk on aligned blocks without PTE entries becomes one
-        PMD entry. EBUSY if another block than *pfn* stands there.
+        PMD entry. EUCLEAN if another block than *pfn* stands there.
         """
         mark = DIRTY if dirty else 0
         for chunk, low, high in _pieces(first, count):
@@ -275,7 +277,7 @@ class Mapping:
     def store_pmd_mapped(self, chunk: int, pfn: int, *, dirty: bool) -> None:
         """The PMD entry of *chunk*, which has no PTE entries, for the 512 blocks at *pfn*.
 
-        EBUSY if other blocks stand there.
+        EUCLEAN if other blocks stand there.
         """
         old = self.pmd(chunk)
         self._same(not e.is_mapped(old) or e.pfn_of(old) == pfn, chunk << PMD_ORDER)
@@ -421,7 +423,8 @@ class Mapping:
                 continue
             words = node.words[slots]
             wrong = np.flatnonzero((words < e.FIRST_MAPPED_WORD) | (words & _ONE == 0))
-            self._expect(not len(wrong), node.base + int(slots[wrong[:1]].sum()) * node.pages)
+            if len(wrong):
+                raise self._alien(node.base + int(slots[wrong[0]]) * node.pages)
             locked = np.flatnonzero(words & _LOCK)
             if len(locked):
                 raise EntryLocked(self, node.base + int(slots[locked[0]]) * node.pages)
@@ -577,20 +580,20 @@ class Mapping:
         self._same(old < e.FIRST_MAPPED_WORD or old & ~e.WORD_LOCKED == new, pgoff)
 
     def _alien(self, pgoff: int) -> FsError:
-        return self._bug(errno.EIO, pgoff, "the index holds something that is no entry")
+        message = f"inode {self.ino}, page {pgoff:#x}: the index holds something that is no entry"
+        _LOG.error("%s (a bug in daxfs)", message)
+        return FsError(errno.EIO, message)
 
     def _expect(self, right: bool, pgoff: int) -> None:
         if not right:
-            raise self._bug(errno.EIO, pgoff, "an entry contradicts the file's blocks")
+            raise self._contradiction(pgoff, "an entry stands where the file has a hole")
 
     def _same(self, right: bool, pgoff: int) -> None:
         if not right:
-            raise self._bug(errno.EBUSY, pgoff, "an entry stands for another block")
+            raise self._contradiction(pgoff, "an entry stands for another block")
 
-    def _bug(self, code: int, pgoff: int, what: str) -> FsError:
-        message = f"inode {self.ino}, page {pgoff:#x}: {what}"
-        _LOG.error("%s (a bug in daxfs)", message)
-        return FsError(code, message)
+    def _contradiction(self, pgoff: int, what: str) -> CorruptionError:
+        return CorruptionError(f"inode {self.ino}, page {pgoff:#x}: {what}")
 
 
 def _pieces(first: int, count: int) -> Iterator[tuple[int, int, int]]:

@@ -141,14 +141,14 @@ def test_no_fault_leaves_an_entry_locked(fs) -> None:
         inode.mapping.check_unlocked(0, 1 << 40)
 
 
-def test_an_entry_for_another_block_than_the_filesystems_is_ebusy(fs) -> None:
+def test_an_entry_for_another_block_than_the_filesystems_is_damage(fs) -> None:
     inode = fs.inode(SIZE)
     fs.fill(inode, 3, 1)
     dax_iomap_fault(fs.dax, inode, 3, 0, write=False)
     fs.fill(inode, 3, 1)
     with pytest.raises(FsError) as caught:
         dax_iomap_fault(fs.dax, inode, 3, 0, write=True)
-    assert caught.value.errno == errno.EBUSY
+    assert caught.value.errno == errno.EUCLEAN
 
 
 # --- PMD faults ----------------------------------------------------------------------------------
