@@ -5,6 +5,7 @@ serve, and no signal ends that wait. When such a daemon is killed, the thread st
 descriptor of /dev/fuse, and all programs that use the mount hang, for good, since nothing is
 answered and nothing fails. So a process beside the daemon waits for the death of the daemon's main
 thread and then aborts the connection: every request fails, the thread ends, and the daemon is gone.
+A crash that dumps core waits for all threads before the main thread dies, and must be looked for.
 
 Invariants
 - The guard does nothing before the main thread is dead. ``Guard.end`` ends it without a deed.
@@ -16,6 +17,7 @@ Invariants
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,6 +26,9 @@ from typing import Final
 
 GRACE_SECONDS: Final = 1.0
 """How long a dead daemon has to go by itself where only MNT_FORCE can help it."""
+
+CRASH_SECONDS: Final = 2.0
+"""How often the daemon is looked at for a crash of its own; of a kill the kernel tells at once."""
 
 _POLL_SECONDS: Final = 0.02
 _ABORT: Final = "/sys/fs/fuse/connections/{minor}/abort"
@@ -76,10 +81,10 @@ def _watch(pid: int, device: str, mountpoint: str) -> None:
         abort = os.open(_ABORT.format(minor=device.partition(":")[2]), os.O_WRONLY)
     except OSError:
         abort = -1
-    if not _is_dead(pid):  # it may have died before the signal was asked for
-        signal.sigwait({signal.SIGUSR1})
-    while not _is_dead(pid):  # the signal comes a moment earlier
-        time.sleep(_POLL_SECONDS)
+    wait = CRASH_SECONDS
+    while not is_dead(pid):
+        if signal.sigtimedwait({signal.SIGUSR1}, wait) is not None:
+            wait = _POLL_SECONDS  # the signal comes a moment before the death
     if abort >= 0:
         os.write(abort, b"1")
         return
@@ -92,14 +97,16 @@ def _watch(pid: int, device: str, mountpoint: str) -> None:
         libc.umount2(os.fsencode(mountpoint), _UMOUNT_NOFOLLOW | _MNT_FORCE)
 
 
-def _is_dead(pid: int) -> bool:
-    """Whether the main thread of *pid* has ended, although other threads may be left."""
+def is_dead(pid: int) -> bool:
+    """Whether the main thread of *pid* has ended, or dumps core, which waits for all threads."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            state = file.read().rpartition(b") ")[2][:1]
+        with open(f"/proc/{pid}/status", "rb") as file:
+            return (
+                re.search(rb"^(State:\t[ZX]|CoreDumping:\t1)", file.read(), re.MULTILINE)
+                is not None
+            )
     except OSError:
         return True
-    return state in (b"Z", b"X")
 
 
 def _is_mounted(device: str, mountpoint: str) -> bool:
