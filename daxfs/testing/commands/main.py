@@ -10,6 +10,7 @@ from daxfs.testing.outcome import Outcome
 
 COMMANDS: dict[str, str] = {
     "fuzz": "fuzz",
+    "kill": "kill",
 }
 """The module of this package in which each command is, as the function ``command``."""
 
