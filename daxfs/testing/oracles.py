@@ -255,7 +255,9 @@ def _piece(mem: memoryview, extent: Extent, length: int) -> bytes:
 
 def dirty_tails(mem: memoryview, tails: tuple[tuple[int, int], ...]) -> tuple[bool, ...]:
     """Which of *tails* (offset, length) are not all zeroes."""
-    return tuple(any(mem[offset : offset + length]) for offset, length in tails)
+    return tuple(
+        bytes(mem[offset : offset + length]).count(0) != length for offset, length in tails
+    )
 
 
 def _note_places(fs: FileSystem, findings: Findings) -> None:

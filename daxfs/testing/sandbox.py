@@ -33,7 +33,7 @@ from daxfs.ondisk.layout import (
 from daxfs.testing.oracles import Findings, MakePersist, dirty_tails, examine
 from daxfs.testing.stage import Ground, PoisonImage
 from daxfs.testing.states import LINE, Lines
-from daxfs.testing.usage import DATA, FREE, META, Kinds, block_kinds
+from daxfs.testing.usage import DATA, FREE, META, Kinds, KindsReader
 
 LineNumbers = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -94,6 +94,7 @@ class Sandbox:
         self.image.poison = True
         self.lines: Final[Lines] = np.frombuffer(self.image.mem, np.uint8).reshape(-1, LINE)
         self._flat = self.lines.reshape(-1)
+        self._kinds = KindsReader(self._flat, ground.sb)
         self._make_persist = make_persist
         self._known: dict[tuple[bytes, bytes], Findings] = {}
         """By the two parts of the core."""
@@ -137,9 +138,8 @@ class Sandbox:
                 Findings(faults=[f"1 mounts: recovery: {error!r}"]), b"", None, noted.lines()
             )
         stored = noted.lines()
-        kinds = block_kinds(self._flat, self.ground.sb)
-        where = np.concatenate((touched, own, stored)) if len(stored) or len(own) else touched
-        skeleton, data = self._core(where, kinds)
+        kinds = self._kinds.read()
+        skeleton, data = self._core(touched, stored, kinds)
         findings = self._find(skeleton, data)
         if findings is None:
             findings = self._examine(skeleton, data)
@@ -186,8 +186,10 @@ class Sandbox:
         self._known[skeleton, data] = findings
         return findings
 
-    def _core(self, where: LineNumbers, kinds: Kinds | None) -> tuple[bytes, bytes]:
-        """The core of the image, which differs from the ground in the lines *where* at most.
+    def _core(
+        self, touched: LineNumbers, stored: LineNumbers, kinds: Kinds | None
+    ) -> tuple[bytes, bytes]:
+        """The core of the image, which differs from the ground in *touched* and *stored* at most.
 
         In two parts: all but the bytes of regular files, and these.
         """
@@ -196,7 +198,9 @@ class Sandbox:
             kinds = np.full(self.ground.sb.block_count, META, np.uint8)
         kept = np.where(self._forgotten, FREE, kinds)
         kept[self._bitmap] = META if state == STATE_CLEAN else FREE
-        where = np.unique(where)
+        marked = np.zeros(len(self.lines), np.bool_)
+        marked[touched] = marked[stored] = True
+        where = np.flatnonzero(marked)
         kind = kept[where // _LINES_PER_BLOCK]
         where, kind = where[kind != FREE], kind[kind != FREE]
         now, then = self.lines[where], self.base[where]

@@ -91,6 +91,19 @@ class Result:
         self.recovered = np.union1d(self.recovered, other.recovered)
 
 
+class Replay(NamedTuple):
+    """One state that was judged again."""
+
+    recording: Recording
+    events: list[Event]
+    """The log in which the last crash is: of the workload, or of the recovery."""
+    durable: Lines
+    """What was certain at the last crash."""
+    point: CrashPoint
+    choice: list[int]
+    fault: str | None
+
+
 class _Log(NamedTuple):
     """A log as it is walked along, and what is judged by."""
 
@@ -312,6 +325,31 @@ class Walker:
                 best, said = trial, text
         return best, said
 
+    # --- again ----------------------------------------------------------------------------------
+
+    def again(self, workload: Workload, cuts: Sequence[Cut]) -> Replay:
+        """Judge the one state of *workload* that *cuts* name. ValueError if there is none."""
+        recording = self.record(workload)
+        events = recording.events
+        sandbox = self.sandbox(workload.tree)
+        lines = sandbox.base
+        touched = touched_lines(events)
+        for cut in cuts[:-1]:
+            durable, point = _find_point(events, lines, cut, self._seed)
+            sandbox.load(durable)
+            sandbox.lines[point.lines] = point.image_lines(cut.choice(point))
+            lines = sandbox.lines.copy()
+            events = record_recovery(sandbox, self._make_persist)
+            touched = np.union1d(touched, touched_lines(events))
+        durable, point = _find_point(events, lines, cuts[-1], self._seed)
+        sandbox.load(durable)
+        choice = cuts[-1].choice(point)
+        contents = point.image_lines(choice)
+        verdict = sandbox.judge(durable, point.lines, contents, touched)
+        legal = recording.phases[recording.phase_of_events()[cuts[0].event]]
+        fault = _legal(legal.fault)(verdict.findings)
+        return Replay(recording, events, durable, point, choice, fault)
+
     # --- recovery --------------------------------------------------------------------------------
 
     def _interrupt_recovery(
@@ -363,6 +401,17 @@ def record_recovery(sandbox: Sandbox, make_persist: MakePersist) -> list[Event]:
         persist.close()
     recorder.end()
     return recorder.events
+
+
+def _find_point(
+    events: Sequence[Event], start: Lines, cut: Cut, seed: int
+) -> tuple[Lines, CrashPoint]:
+    """The point of the log *events* at which *cut* is, and what is durable there. ValueError."""
+    durable = start.copy()
+    for point in crash_points(events, durable, cut.domain, seed):
+        if point.event == cut.event:
+            return durable, point
+    raise ValueError(f"there is no crash point {cut.event} in this log")
 
 
 def _other(found: Tree, tree: Tree) -> str:

@@ -11,6 +11,8 @@ from daxfs.testing.outcome import Outcome
 COMMANDS: dict[str, str] = {
     "fuzz": "fuzz",
     "kill": "kill",
+    "explore": "explore",
+    "replay": "replay",
 }
 """The module of this package in which each command is, as the function ``command``."""
 
