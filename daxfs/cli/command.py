@@ -213,9 +213,16 @@ class SizeType(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class PathType(click.Path):
+    """A path, not looked at: click would wait on a mount whose daemon does not answer."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value
+
+
 SIZE = SizeType()
-PATH = click.Path(readable=False)
-"""A path, not looked at: what is wrong with it, the command says."""
+PATH = PathType()
+"""A path: what is wrong with it, the command says."""
 
 
 def _line(name: str, text: str) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import time
-from pathlib import Path
 
 import click
 
@@ -13,7 +12,7 @@ from daxfs.cli.mounts import find_mount
 from daxfs.errors import CommandError, MountExit
 from daxfs.fuse.control import Client
 from daxfs.fuse.mountinfo import MountEntry, same_filesystem
-from daxfs.pmem.image import ANONYMOUS_PATH
+from daxfs.pmem.image import ANONYMOUS_PATH, lock_holders
 
 _CODES = ExitCodes(
     usage=MountExit.USAGE,
@@ -33,9 +32,11 @@ def umount(mountpoint: str) -> None:
     Returns when everything is stored and the image is free, so that it can be mounted again at
     once. A mount whose daemon has died is detached; the next mount of the image recovers it.
     """
-    from daxfs.fuse.mounting import detach
+    from daxfs.fuse.mounting import detach, detach_dead
 
     entry = find_mount(mountpoint)
+    if detach_dead(entry.mountpoint):
+        return
     image = _image_of(entry)
     holders = _holders(image)
     try:
@@ -43,12 +44,10 @@ def umount(mountpoint: str) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise CommandError(f"{mountpoint}: {error.strerror}", MountExit.FAILED) from error
-        if not _is_dead(entry):
-            raise CommandError(
-                f"{mountpoint}: is in use: end the programs that use it ('fuser -vm' shows them)",
-                MountExit.FAILED,
-            ) from error
-        detach(entry, lazy=True)
+        raise CommandError(
+            f"{mountpoint}: is in use: end the programs that use it ('fuser -vm' shows them)",
+            MountExit.FAILED,
+        ) from error
     if not same_filesystem(entry):
         for holder in holders:
             _wait_for(holder, image)
@@ -62,28 +61,12 @@ def _image_of(entry: MountEntry) -> str:
     return entry.source
 
 
-def _is_dead(entry: MountEntry) -> bool:
-    """Whether the daemon of *entry* is gone."""
-    try:
-        os.statvfs(entry.mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
-
-
 def _holders(image: str) -> list[int]:
-    """The processes that hold the lock of *image*, by /proc/locks (proc_locks(5))."""
+    """The processes that hold the lock of *image*."""
     try:
-        status = os.stat(image)
-        lines = Path("/proc/locks").read_text().splitlines()
+        return lock_holders(os.stat(image))
     except OSError:
         return []
-    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    return [
-        int(words[4])
-        for words in map(str.split, lines)
-        if words[1] == "FLOCK" and words[5] == place and words[4] != "0"
-    ]
 
 
 def _wait_for(pid: int, image: str) -> None:

@@ -15,15 +15,17 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from daxfs.errors import CommandError, MountExit
-from daxfs.fuse import preflight
+from daxfs.fuse import guard, preflight
 from daxfs.fuse.lowlevel import pyfuse3
 from daxfs.fuse.mountinfo import FSTYPE, MountEntry, mount_at, same_filesystem
 from daxfs.fuse.options import MountOptions
+from daxfs.pmem.image import lock_holders
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,11 @@ MS_ATIME: Final = _MS_NODIRATIME | sum(_MS_ATIME_POLICY.values())
 # As of libfuse: what is not allowed is forbidden.
 _MS_FORBIDDING: Final = {"suid": 2, "dev": 4}
 _MS_OTHERS: Final = {"noexec": 8, "sync": 16, "dirsync": 128}
+
+ANSWER_SECONDS: Final = 3.0
+"""A daemon that takes longer to answer is stopped, or was killed and cannot go."""
+_DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED)
+"""What a dead daemon's mount answers: the second one, if it died meanwhile."""
 
 _REFUSALS = (os.strerror(errno.EPERM), os.strerror(errno.EACCES))
 
@@ -66,24 +73,22 @@ def check_mountpoint(mountpoint: str) -> str:
     """
     path = os.path.realpath(os.path.dirname(os.path.abspath(mountpoint)))
     path = os.path.join(path, os.path.basename(os.path.abspath(mountpoint)))
-    entry = mount_at(path) if not os.path.islink(path) else None
-    try:
-        status = os.stat(path)
-        if entry is not None:
-            os.statvfs(path)  # asks the daemon, where the attributes may be cached
-    except OSError as error:
-        if error.errno != errno.ENOTCONN or entry is None or entry.fstype != FSTYPE:
-            raise failure(_cannot_stat(mountpoint, error)) from None
-        detach(entry, lazy=True)
-        return check_mountpoint(mountpoint)
-    if not stat.S_ISDIR(status.st_mode):
-        raise failure(f"{mountpoint}: is not a directory: mount on an existing directory")
+    if mount_at(path) is None:
+        path = os.path.realpath(path)
+    detach_dead(path)
+    entry = mount_at(path)
     if entry is not None and entry.fstype == FSTYPE:
         raise failure(
             f"{mountpoint}: {entry.source} is mounted there already: unmount it first, "
             "or take another directory"
         )
-    return os.path.realpath(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise failure(_cannot_stat(mountpoint, error)) from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise failure(f"{mountpoint}: is not a directory: mount on an existing directory")
+    return path
 
 
 def _cannot_stat(mountpoint: str, error: OSError) -> str:
@@ -252,6 +257,59 @@ def detach(entry: MountEntry, *, lazy: bool) -> None:
     if result.returncode != 0:
         busy = os.strerror(errno.EBUSY) in result.stderr
         raise OSError(errno.EBUSY if busy else errno.EIO, result.stderr.strip())
+
+
+def detach_dead(mountpoint: str) -> bool:
+    """Detach the daxfs mounts on top of *mountpoint* whose daemons are gone; whether one was.
+
+    Lazily: programs may have files open there, or be there. Raises CommandError.
+    """
+    found = False
+    while (entry := mount_at(mountpoint)) is not None and is_dead(entry):
+        try:
+            detach(entry, lazy=True)
+        except OSError as error:
+            raise failure(f"{mountpoint}: the dead mount there stays: {error.strerror}") from error
+        found = True
+    return found
+
+
+def is_dead(entry: MountEntry) -> bool:
+    """Whether *entry* is a daxfs mount whose daemon is gone, or was killed and is going.
+
+    A daemon that lives but does not answer, since it was stopped, is not dead.
+    """
+    if entry.fstype != FSTYPE:
+        return False
+    answers: list[int] = []
+
+    def ask() -> None:
+        """Ask the daemon, with a request whose answer the kernel never has."""
+        try:
+            os.statvfs(entry.mountpoint)
+            answers.append(0)
+        except OSError as error:
+            answers.append(error.errno or 0)
+
+    asking = threading.Thread(target=ask, daemon=True)  # it may wait for as long as the daemon is
+    asking.start()
+    asking.join(ANSWER_SECONDS)
+    if not answers and _was_killed(entry):
+        abort(entry)
+        asking.join(ANSWER_SECONDS)
+    return bool(answers) and answers[0] in _DEAD
+
+
+def _was_killed(entry: MountEntry) -> bool:
+    """Whether the daemon of *entry* was killed, but waits for itself and so cannot go.
+
+    That is the guard's work (``guard``), unless it was killed too.
+    """
+    try:
+        holders = lock_holders(os.stat(entry.source))
+    except OSError:
+        return False
+    return any(guard.is_dead(pid) for pid in holders)
 
 
 def set_readahead(device: str, readahead: int) -> None:

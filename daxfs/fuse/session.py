@@ -168,11 +168,12 @@ def _lock(image: Image) -> None:
 
 
 def _is_mounted(image: Image) -> bool:
-    """Whether a mount that is seen here has the file of *image* as its source."""
+    """Whether a mount that is seen here, and lives, has the file of *image* as its source."""
     for entry in mounts():
         if entry.fstype == FSTYPE and os.path.isabs(entry.source):
             with contextlib.suppress(OSError):
-                if os.path.samestat(os.stat(entry.source), os.fstat(image.fd)):
+                same = os.path.samestat(os.stat(entry.source), os.fstat(image.fd))
+                if same and not mounting.is_dead(entry):
                     return True
     return False
 

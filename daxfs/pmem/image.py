@@ -61,6 +61,16 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.fstatfs.argtypes = [ctypes.c_int, ctypes.c_void_p]
 
 
+def lock_holders(status: os.stat_result) -> list[int]:
+    """The processes that hold the lock of the image with *status*, by proc_locks(5). OSError."""
+    place = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
+    return [
+        int(words[4])
+        for words in map(str.split, Path("/proc/locks").read_text().splitlines())
+        if len(words) >= 6 and words[1] == "FLOCK" and words[5] == place and words[4] != "0"
+    ]
+
+
 def _explain(path: str, error: OSError) -> FsError:
     """*error* of opening *path* as one line for the person who named it."""
     code = error.errno or errno.EIO
@@ -214,16 +224,11 @@ class Image:
         return False
 
     def _lock_holder(self) -> str:
-        """Who holds the lock, from /proc/locks (proc_locks(5))."""
-        status = os.fstat(self.fd)
-        device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-        place = f"{device}:{status.st_ino}"
+        """Who holds the lock."""
         with contextlib.suppress(OSError):
-            for line in Path("/proc/locks").read_text().splitlines():
-                words = line.split()
-                if len(words) >= 6 and words[1] == "FLOCK" and words[5] == place:
-                    name = Path(f"/proc/{words[4]}/comm").read_text().strip()
-                    return f"process {words[4]} ({name})"
+            for pid in lock_holders(os.fstat(self.fd)):
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                return f"process {pid} ({name})"
         return "another process"
 
     def check_range(self, offset: int, length: int) -> None:
