@@ -40,6 +40,7 @@ _ADVICE = {
     errno.EBUSY: "end what uses it first",
     errno.EINVAL: "take one of at least 1M that 'daxfs mkfs' has made",
     errno.EUCLEAN: "check the image with 'daxfs fsck'",
+    errno.EIO: "see 'daxfs badblocks list', and check the image with 'daxfs fsck'",
     errno.ENOTCONN: "its daemon is gone: detach it with 'daxfs umount'",
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from daxfs.errors import FsckExit
-from daxfs.fsck import bitmap, connectivity, directories, inodes, links, superblock
+from daxfs.fsck import badblocks, bitmap, connectivity, directories, inodes, links, superblock
 from daxfs.fsck.context import Context, Progress, View
 from daxfs.fsck.report import Report
 from daxfs.ondisk import layout
@@ -38,7 +38,9 @@ def check_image(
 
 
 def _run(image: Image, report: Report, persist: Persist | None, progress: Progress) -> Context:
-    state = int(struct.unpack("<Q", image.pread(layout.STATE_OFFSET, 8))[0])
+    badblocks.check(image, report, persist)
+    raw, _ = image.pread_around(layout.STATE_OFFSET, 8)
+    state = int(struct.unpack("<Q", raw)[0])
     sb = superblock.check(image, report, persist)
     view = View(image)
     superblock.recover(image, sb, report, persist, view)
@@ -62,7 +64,7 @@ def _summary(image: Image, context: Context) -> str:
     used = int(np.count_nonzero(context.used))
     return (
         f"{image.path}: {verdict}, {len(context.inodes)}/{sb.inode_count} inodes, "
-        f"{used}/{sb.block_count} blocks"
+        f"{used}/{sb.block_count} blocks" + badblocks.summary(image)
     )
 
 

@@ -23,7 +23,7 @@ from daxfs.ondisk.bitmap import metadata_blocks
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_STRUCT, Superblock
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
-from daxfs.units import PAGE_SIZE
+from daxfs.units import PAGE_SIZE, SECTOR_SIZE
 
 
 @dataclass(slots=True)
@@ -102,11 +102,14 @@ NO_RUNS: Final = Runs(
 class View:
     """The bytes of an image as they are after the repairs, made or not: what the passes read.
 
-    A check that may not write stores here, in copies of the pages that it changes.
+    A check that may not write stores here, in copies of the pages that it changes. What lies in
+    bad blocks reads as zeroes; *lost* is told of each such sector once, and may store to it.
     """
 
     def __init__(self, image: Image) -> None:
         self._image = image
+        self.lost: Callable[[int], None] | None = None
+        self._lost: set[int] = set()
         self._pages: dict[int, bytearray] = {}
         self._aliases: dict[int, int] = {}
         """For pages that are copies: which page of the image they are a copy of."""
@@ -117,7 +120,11 @@ class View:
 
     def pread(self, offset: int, length: int) -> bytes:
         """*length* bytes at *offset*; holes of the file stay holes."""
-        raw = self._image.pread(offset, length)
+        raw, bad = self._image.pread_around(offset, length)
+        for sector in bad:
+            if self.lost is not None and sector not in self._lost:
+                self._lost.add(sector)
+                self.lost(sector)
         if not self._pages and not self._aliases:
             return raw
         first, last = offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE
@@ -137,7 +144,8 @@ class View:
     def _page(self, page: int) -> bytes | bytearray:
         if page in self._pages:
             return self._pages[page]
-        return self._image.pread(self._aliases.get(page, page) * PAGE_SIZE, PAGE_SIZE)
+        raw, _ = self._image.pread_around(self._aliases.get(page, page) * PAGE_SIZE, PAGE_SIZE)
+        return raw
 
     def store(self, offset: int, data: bytes) -> None:
         """Have *data* read at *offset* from now on; the image stays as it is."""
@@ -183,6 +191,7 @@ class Context:
         progress: Progress,
     ) -> None:
         self.view = view
+        view.lost = self._lose
         self.sb = sb
         self.report = report
         self.persist = persist
@@ -203,6 +212,15 @@ class Context:
         """No block below is free."""
         self._free: int | None = None
         self._copied = self._copied_max = 0
+
+    def _lose(self, sector: int) -> None:
+        """Metadata cannot be read: what is left of them without *sector* is what is repaired."""
+        block, within = divmod(sector * SECTOR_SIZE, BLOCK_SIZE)
+        self.report.problem(
+            f"block {block}: bytes {within}-{within + SECTOR_SIZE - 1} cannot be read (bad block)",
+            "store zeroes there",
+        )
+        self.store(sector * SECTOR_SIZE, bytes(SECTOR_SIZE))
 
     def read(self, offset: int, length: int) -> bytes:
         """*length* bytes of the image at *offset*."""

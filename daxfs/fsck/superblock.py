@@ -4,7 +4,7 @@ Without a super block nothing else can be checked, so this pass runs before ther
 repairs are complete in themselves: restoring a copy and undoing the journal may be repeated.
 """
 
-from daxfs.errors import CommandError, CorruptionError, FsckExit
+from daxfs.errors import CommandError, CorruptionError, FsckExit, FsError, MediaError
 from daxfs.fsck.context import View, mark_damaged
 from daxfs.fsck.report import Report
 from daxfs.journal import undo
@@ -12,6 +12,7 @@ from daxfs.ondisk import layout
 from daxfs.ondisk.layout import BLOCK_SIZE, SUPER_SIZE, Superblock
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
+from daxfs.units import SECTOR_SIZE
 
 
 def check(image: Image, report: Report, persist: Persist | None) -> Superblock:
@@ -20,14 +21,15 @@ def check(image: Image, report: Report, persist: Persist | None) -> Superblock:
     Raises CommandError with fsck(8)'s exit code if there is none, or one that is not known here.
     """
     image_blocks = image.size // BLOCK_SIZE
-    primary = image.pread(layout.SUPER_OFFSET, SUPER_SIZE)
+    primary, _ = image.pread_around(layout.SUPER_OFFSET, SUPER_SIZE)
     try:
+        image.check_readable(layout.SUPER_OFFSET, SUPER_SIZE)
         sb = Superblock.decode(primary, image_blocks)
-    except CorruptionError as error:
+    except (CorruptionError, MediaError) as error:
         return _from_backup(image, report, persist, primary, error)
     backup_offset = sb.backup_block * BLOCK_SIZE
     _features(sb, persist)
-    if image.pread(backup_offset, SUPER_SIZE) != primary:
+    if image.pread_around(backup_offset, SUPER_SIZE)[0] != primary:
         report.problem("the backup of the super block is damaged", "copy the super block there")
         if persist is not None:
             mark_damaged(persist)
@@ -36,11 +38,11 @@ def check(image: Image, report: Report, persist: Persist | None) -> Superblock:
 
 
 def _from_backup(
-    image: Image, report: Report, persist: Persist | None, primary: bytes, error: CorruptionError
+    image: Image, report: Report, persist: Persist | None, primary: bytes, error: FsError
 ) -> Superblock:
     """The super block that the last block holds, put back into its place."""
     image_blocks = image.size // BLOCK_SIZE
-    raw = image.pread((image_blocks - 1) * BLOCK_SIZE, SUPER_SIZE)
+    raw, _ = image.pread_around((image_blocks - 1) * BLOCK_SIZE, SUPER_SIZE)
     try:
         sb = Superblock.decode(raw, image_blocks)
     except CorruptionError:
@@ -72,7 +74,11 @@ def recover(
     image: Image, sb: Superblock, report: Report, persist: Persist | None, view: View
 ) -> None:
     """Undo the transaction that the journal holds, in the image or only in the *view* of it."""
-    entries = undo.scan(image, sb)
+    try:
+        entries = undo.scan(image, sb)
+    except MediaError as error:
+        _abandon(image, sb, report, persist, view, str(error.strerror))
+        return
     if not entries:
         return
     report.problem(
@@ -80,7 +86,37 @@ def recover(
     )
     if persist is not None:
         mark_damaged(persist)
-        undo.Journal(persist, sb).recover()
+        journal = undo.Journal(persist, sb)
+        try:
+            journal.recover()
+        except MediaError as error:
+            report.problem(f"not all of it can be undone: {error.strerror}", "go on without it")
+            journal.finish((undo.finished_seq(image) + 1) % (1 << 64))
         return
     for offset, old in reversed(entries):
         view.store(offset, old)
+
+
+def _abandon(
+    image: Image, sb: Superblock, report: Report, persist: Persist | None, view: View, why: str
+) -> None:
+    """Empty a journal that cannot be read, or of which the number that counts cannot.
+
+    The image is as it was when the operation was interrupted, if it was: the other passes mend it.
+    """
+    words, bad = image.pread_around(layout.STATE_OFFSET, SECTOR_SIZE)
+    state = int.from_bytes(words[:8], "little")
+    if bad or state != layout.STATE_CLEAN:
+        why += ": an operation that was interrupted cannot be undone"
+    report.problem(f"the journal: {why}", "empty it")
+    if bad:
+        words = layout.STATE_ERROR.to_bytes(8, "little").ljust(SECTOR_SIZE, b"\0")
+    if persist is None:
+        view.store(layout.STATE_OFFSET, words)
+        return
+    start, length = sb.journal_start * BLOCK_SIZE, sb.journal_blocks * BLOCK_SIZE
+    persist.fill(start, length)
+    persist.flush(start, length)
+    persist.fence()
+    if bad:
+        persist.persist(layout.STATE_OFFSET, words)

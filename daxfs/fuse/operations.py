@@ -498,7 +498,12 @@ class Operations(pyfuse3.Operations):
 
     @handler
     async def read(self, fh: int, off: int, size: int) -> Buffer:
-        """READ; that of a hole waits when the evictor is far behind."""
+        """READ; that of a hole waits when the evictor is far behind.
+
+        One that meets a bad block fails as a whole: in the page cache a short answer means the end
+        of the file, and its page is filled with zeroes. The kernel asks for the other pages again.
+        A READ through a file that was opened with O_DIRECT may be one for the page cache, too.
+        """
         inode = self._handles[fh]
         is_cached = lowlevel.read_is_cached()
         # Also through a file that was opened with O_DIRECT: a mapping reads through that too.
@@ -506,14 +511,7 @@ class Operations(pyfuse3.Operations):
         if inode.is_dax and self._evictor.reading(size):
             self._poller.pause()
             await self._evictor.wait(inode.ino, off, off + size)
-        set_atime = fh not in self._untimed
-        try:
-            buffer, holes = self._fs.read(inode, off, size, set_atime=set_atime)
-        except BadDataError as error:
-            # In the page cache a short answer would be the end of the file: pages of zeroes.
-            if is_cached or error.pos <= off or not lowlevel.takes_ranges():
-                raise
-            buffer, holes = self._fs.read(inode, off, error.pos - off, set_atime=set_atime)
+        buffer, holes = self._fs.read(inode, off, size, set_atime=fh not in self._untimed)
         if holes and inode.is_dax:
             self._evictor.served(inode.ino, holes)
             if is_cached and _are_zero_pages(buffer) and lowlevel.let_kernel_zero(inode.ino):

@@ -22,7 +22,7 @@ from typing import Final
 
 import trio
 
-from daxfs.errors import CommandError, MountExit
+from daxfs.errors import CommandError, MediaError, MountExit
 from daxfs.fs.super import FileSystem
 from daxfs.fuse import lowlevel, mounting
 from daxfs.fuse.control_server import Answers, Server
@@ -182,6 +182,8 @@ def _image_line(spec: str, error: OSError) -> str:
     text = error.strerror or str(error)
     if error.errno == errno.EUCLEAN:
         text += ": 'daxfs fsck' may mend it, 'daxfs mkfs' makes a new one"
+    elif isinstance(error, MediaError):
+        text += ": 'daxfs fsck' may mend it, 'daxfs badblocks list' shows the bad blocks"
     elif error.errno == errno.EACCES:
         text += ": run as its owner, or as root"
     return text if spec in text else f"{spec}: {text}"

@@ -69,7 +69,8 @@ def entry_size(length: int) -> int:
     return ENTRY_HEADER.size + (length + 7 & ~7)
 
 
-def _checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
+def entry_checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
+    """The checksum of an entry with the old bytes *padded*."""
     return zlib.crc32(padded, zlib.crc32(_CHECKED.pack(seq, offset, length)))
 
 
@@ -116,7 +117,7 @@ def scan_with(read: Read, sb: Superblock) -> list[UndoEntry]:
         ):
             break
         padded = read(position + ENTRY_HEADER.size, following - position - ENTRY_HEADER.size)
-        if _checksum(seq, offset, length, padded) != crc:
+        if entry_checksum(seq, offset, length, padded) != crc:
             break
         entries.append(UndoEntry(offset, padded[:length]))
         position = following
@@ -210,7 +211,7 @@ class Transaction:
             raise FsError(errno.ENOSPC, "the journal is too small for this operation")
         old = bytes(self._persist.image.load(offset, length))
         padded = old + bytes(-length & 7)
-        crc = _checksum(self._seq, offset, length, padded)
+        crc = entry_checksum(self._seq, offset, length, padded)
         header = ENTRY_HEADER.pack(self._seq, offset, length, crc)
         # First in the memory of this process: an abort must undo whatever was stored.
         self._entries.append(UndoEntry(offset, old))

@@ -106,9 +106,7 @@ def _seal_entry(raw: bytearray | memoryview, at: int) -> None:
     seq, offset, length, _ = undo.ENTRY_HEADER.unpack_from(raw, at)
     start = at + undo.ENTRY_HEADER.size
     padded = bytes(raw[start : start + (length + 7 & ~7)])
-    crc = google_crc32c.extend(
-        google_crc32c.value(struct.pack("<QQI", seq, offset, length)), padded
-    )
+    crc = undo.entry_checksum(seq, offset, length, padded)
     undo.ENTRY_HEADER.pack_into(raw, at, seq, offset, length, crc)
 
 

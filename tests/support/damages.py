@@ -9,9 +9,9 @@ import struct
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-import google_crc32c
 from damage import SIZE, Damaged
 
+from daxfs.journal.undo import entry_checksum
 from daxfs.ondisk import layout
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.ondisk.mapentry import HUGE, TABLE, block_of, entry
@@ -63,7 +63,7 @@ def journal(image: Damaged) -> None:
     image.poke(offset, b"\xff" * 8)
     seq = image.word(layout.JOURNAL_SEQ_OFFSET) + 1
     checked = struct.pack("<QQI", seq, offset, len(old))
-    crc = google_crc32c.value(checked + old)
+    crc = entry_checksum(seq, offset, len(old), old)
     image.poke(image.sb.journal_start * BLOCK_SIZE, checked + struct.pack("<I", crc) + old)
 
 
