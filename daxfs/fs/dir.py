@@ -264,13 +264,13 @@ class Directories:
         directory.size = min(directory.size, pages << PAGE_SHIFT)
 
     def _add_block(self, op: "Operation", directory: Inode, index: DirectoryIndex) -> int:
-        """Give the directory a block, in a hole or at the end, all for the caller; its offset."""
+        """Give the directory a block, in a hole or at the end; its offset.
+
+        The caller makes it one of records: nothing of what the block held is read before that.
+        """
         core = self._core
         page = min(index.holes, default=directory.size >> PAGE_SHIFT)
         [(block, _)] = core.blocks.alloc(op.tx, 1)
-        place = block * BLOCK_SIZE
-        core.persist.store(place, DIRENT_HEADER.pack(0, BLOCK_SIZE, 0, 0).ljust(BLOCK_SIZE, b"\0"))
-        core.persist.flush(place, BLOCK_SIZE)
         change = core.map.publish(op.tx, directory.map_root, page, block, 1)
         op.change_index(directory)
         op.remap(directory, change)
