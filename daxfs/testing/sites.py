@@ -1,8 +1,8 @@
 """Where the code of daxfs stores, flushes and fences: found in its source, and again in a running
 call.
 
-A site is one call of a method of Persist, or of one of the helpers that store through it
-(``Transaction.store`` and its kin, ``_store_word``), in the modules that change a mounted image.
+A site is one call of a method of Persist, or of Transaction, which stores through it, in
+the modules that change a mounted image.
 Its name says module, function and call, not the line: ``journal.undo.Journal.finish fence``.
 
 Invariants
@@ -23,7 +23,6 @@ _PACKAGE: Final = Path(daxfs.__file__).parent
 _PARTS: Final = ("journal", "fs", "dax")
 _PERSIST: Final = ("store", "store_u64", "fill", "flush", "fence", "persist")
 _TRANSACTION: Final = ("store", "store_u64", "fill", "log")
-_WORDS: Final = ("_store_word",)
 
 
 class Site(NamedTuple):
@@ -32,7 +31,7 @@ class Site(NamedTuple):
     name: str
     """Module, function and call, with a number if there are several: ``fs.core.Core.f fence 2``."""
     call: str
-    """``store``, ``flush``, ``fence``; ``tx.store``, ``tx.log``; ``word``."""
+    """``store``, ``flush``, ``fence``; ``tx.store``, ``tx.log``."""
     path: str
     line: int
 
@@ -46,7 +45,7 @@ def _call(node: ast.Call) -> str:
         return method if method in ("flush", "fence") else "store"
     if receiver.endswith("tx") and method in _TRANSACTION:
         return "tx.log" if method == "log" else "tx.store"
-    return "word" if method in _WORDS else ""
+    return ""
 
 
 def _calls(node: ast.AST, function: str) -> Iterator[tuple[str, str, int]]:

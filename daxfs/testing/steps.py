@@ -401,6 +401,11 @@ _ELSEWHERE: Final[dict[str, dict[str, Run]]] = {
         "chunk-zero-all": _fallocate("w", ZERO, 0, PMD_SIZE),
         "chunk-punch-written": _fallocate("w", PUNCH, 100000, 100000),
     },
+    "full-chunks": {
+        "chunk-split": _fallocate("w", PUNCH, 100000, 100000),
+        "chunk-split-unwritten": _fallocate("c", PUNCH, 100000, 100000),
+        "chunk-cut": _truncate("w", 100000),
+    },
     "nearly-chunk": {
         "chunk-promote": _write("w", 511 * PAGE_SIZE, PAGE_SIZE, b"b"),
     },

@@ -20,7 +20,7 @@ from daxfs.fs.namei import Cred
 from daxfs.fs.super import FileSystem
 from daxfs.ondisk import acl
 from daxfs.ondisk.layout import DIRENT_HEADER, dirent_size
-from daxfs.units import PAGE_SIZE, PMD_SIZE
+from daxfs.units import PAGE_SIZE, PMD_PAGES, PMD_SIZE
 
 ROOT: Final = Cred(0, 0)
 LONG: Final = b"n" * 255
@@ -66,8 +66,11 @@ def new_file(fs: FileSystem, path: str, data: bytes = b"") -> Inode:
 def _fill_image(fs: FileSystem, leave: int) -> None:
     """Make the file ``filler``, which takes all blocks but *leave*."""
     filler = new_file(fs, "filler")
-    node = 1
-    fs.fallocate(filler, KEEP, 0, (fs.statfs().bfree - leave - node) * PAGE_SIZE)
+    free = fs.statfs().bfree - leave
+    nodes = 1 if free <= PMD_PAGES else 2 + free // PMD_PAGES
+    fs.fallocate(filler, KEEP, 0, (free - nodes) * PAGE_SIZE)
+    for page in range(free, free + fs.statfs().bfree - leave):
+        fs.fallocate(filler, KEEP, page * PAGE_SIZE, PAGE_SIZE)
 
 
 def empty(fs: FileSystem) -> None:
@@ -191,11 +194,16 @@ def allocated(fs: FileSystem) -> None:
 def chunks(fs: FileSystem) -> None:
     """``c`` is a chunk of unwritten pages, ``w`` one of data, each under one entry of the map."""
     small(fs)
-    fs.fallocate(new_file(fs, "c"), 0, 0, PMD_SIZE)
-    fs.fallocate(at(fs, "c"), 0, PMD_SIZE, PAGE_SIZE)
+    fs.fallocate(new_file(fs, "c"), 0, 0, PMD_SIZE + PAGE_SIZE)
     file = new_file(fs, "w")
     fs.fallocate(file, 0, 0, PMD_SIZE + PAGE_SIZE)
     fs.write(file, 0, b"w" * PMD_SIZE)
+
+
+def full_chunks(fs: FileSystem) -> None:
+    """As ``chunks``, and no block is free."""
+    chunks(fs)
+    _fill_image(fs, 0)
 
 
 def nearly_chunk(fs: FileSystem) -> None:
@@ -223,11 +231,12 @@ TREES: Final[dict[str, Prepare]] = {
     "scattered": scattered,
     "allocated": allocated,
     "chunks": chunks,
+    "full-chunks": full_chunks,
     "nearly-chunk": nearly_chunk,
 }
 """The prepared trees, by name."""
 
-_SIZES: Final = {"chunks": 10 * _MIB, "nearly-chunk": 10 * _MIB}
+_SIZES: Final = {"chunks": 10 * _MIB, "full-chunks": 10 * _MIB, "nearly-chunk": 10 * _MIB}
 
 
 def image_size(tree: str) -> int:
