@@ -66,6 +66,8 @@ class Command(click.Command):
     """A command whose failures end as a Failure, with the exit codes in *codes*."""
 
     codes = ExitCodes()
+    group = "daxfs"
+    """What to write before its name to call it."""
     section: tuple[str, Sequence[tuple[str, str]]] | None = None
     """A title and a list of words with what they mean, shown behind the options."""
     note = ""
@@ -86,11 +88,11 @@ class Command(click.Command):
                 formatter.write_dl(rows, col_max=32)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        with failures(f"daxfs {self.name}", self.codes):
+        with failures(f"{self.group} {self.name}", self.codes):
             return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with failures(f"daxfs {self.name}", self.codes):
+        with failures(f"{self.group} {self.name}", self.codes):
             return super().invoke(ctx)
 
 

@@ -3,6 +3,7 @@
 import click
 
 import daxfs
+from daxfs.cli.badblocks import badblocks
 from daxfs.cli.command import Group
 from daxfs.cli.fsck import fsck
 from daxfs.cli.info import info
@@ -29,5 +30,5 @@ def main() -> None:
     """A FUSE filesystem that emulates Linux DAX over a memory-backed pmem image."""
 
 
-for _command in (mkfs, mount, umount, fsck, info, stat, map_command, smaps):
+for _command in (mkfs, mount, umount, fsck, badblocks, info, stat, map_command, smaps):
     main.add_command(_command)

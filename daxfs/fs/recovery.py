@@ -16,7 +16,7 @@ import numpy as np
 
 from daxfs.errors import CorruptionError, MediaError
 from daxfs.ondisk.bitmap import Bools, decode_bitmap, metadata_blocks
-from daxfs.ondisk.itable import scan_inodes
+from daxfs.ondisk.itable import ReadAround, scan_inodes
 from daxfs.ondisk.layout import (
     BITMAP_CRC_OFFSET,
     BLOCK_SIZE,
@@ -49,7 +49,7 @@ class Usage:
 def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -> Usage:
     """Find out what is in use in *image*; *clean* if its bitmap can be believed."""
     usage = Usage(metadata_blocks(sb), np.zeros(sb.inode_count, np.bool_))
-    table = _Table(image)
+    table = ReadAround(image)
     for first, rows in scan_inodes(table, sb):
         used = rows["mode"] != 0
         usage.inodes[first - 1 : first - 1 + len(rows)] = used
@@ -82,21 +82,6 @@ def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -
         _walk_tree(usage, image, sb, ino, map_root, FILE_SIZE_MAX // BLOCK_SIZE)
         _walk_tree(usage, image, sb, ino, xattr_root, XATTR_TOTAL_MAX // BLOCK_SIZE)
     return usage
-
-
-class _Table:
-    """The inode table as scan_inodes reads it: zeroes for bad blocks, which are noted."""
-
-    def __init__(self, image: Image) -> None:
-        self._image = image
-        self.data_ranges = image.data_ranges
-        self.bad: list[int] = []
-        """The sectors that cannot be read."""
-
-    def pread(self, offset: int, length: int) -> bytes:
-        raw, bad = self._image.pread_around(offset, length)
-        self.bad += bad
-        return raw
 
 
 def _load_bitmap(image: Image, persist: Persist, sb: Superblock) -> Bools:

@@ -12,6 +12,8 @@ attribute ``user.daxfs.control``. Requests are objects with "op"; an answer that
     {"op": "trace", "action": "enable" | "disable" | "read"}    the fs_dax events
     {"op": "remount", "read_only": true | false}    the daemon's part of a remount; with "atime"
                                 and "diratime" (see options) also when access times are set
+    {"op": "badblocks", "action": "add" | "clear", "first": N, "count": N}    sectors of the image;
+                                or with "ino", "offset", "length": bytes of a file
 
 This module is the asking side and what both sides share; ``control_server`` answers.
 """

@@ -1,10 +1,12 @@
 """The daemon's side of the control socket: see ``control`` for the protocol.
 
-Invariants: a request runs in one step of the event loop, so an answer shows one moment; whatever a
-peer sends, it gets an answer or is dropped, and no other peer notices.
+Invariants: a request runs in one step of the event loop, so an answer shows one moment (what it
+makes the kernel drop is gone before the answer is sent); whatever a peer sends, it gets an answer
+or is dropped, and no other peer notices.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -12,20 +14,21 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any, Final, get_args
 
 import trio
 
-from daxfs.errors import CommandError
+from daxfs.errors import CommandError, FsError
 from daxfs.fs.super import FileSystem
 from daxfs.fuse import lowlevel
 from daxfs.fuse.control import TIMEOUT_SECONDS, Answer
 from daxfs.fuse.evictor import Evictor
 from daxfs.fuse.options import AtimeMode, MountOptions
 from daxfs.ondisk.layout import BLOCK_SIZE, STATE_CLEAN, STATE_DIRTY, STATE_ERROR, STATE_OFFSET
-from daxfs.units import PAGE_SIZE
+from daxfs.pmem.badblocks import Sectors, sectors_of
+from daxfs.units import PAGE_SIZE, SECTOR_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ _CREDENTIALS: Final = struct.Struct("3i")
 _STATES: Final = {STATE_CLEAN: "clean", STATE_DIRTY: "dirty", STATE_ERROR: "error"}
 
 Request = dict[str, Any]
+TakeBack = Callable[[int, int, int], Awaitable[None]]
+"""Takes pages of an inode, first byte and end, back from the kernel: see ``Pages.take_back``."""
 
 
 class Answers:
@@ -48,11 +53,15 @@ class Answers:
         evictor: Evictor,
         options: MountOptions,
         mountpoint: str,
+        take_back: TakeBack,
     ) -> None:
         self._fs = fs
         self._evictor = evictor
         self._options = options
         self._mountpoint = mountpoint
+        self._take_back = take_back
+        self._stale: list[tuple[int, int, int]] = []
+        """Ranges (inode, first byte, end) that the kernel must not show from its pages."""
         self._start = time.monotonic()
 
     def answer(self, request: Request) -> Answer:
@@ -63,6 +72,7 @@ class Answers:
             "map": self.map,
             "trace": self.trace,
             "remount": self.remount,
+            "badblocks": self.badblocks,
         }
         op = request.get("op")
         operation = operations.get(op) if isinstance(op, str) else None
@@ -117,6 +127,7 @@ class Answers:
         """What is mounted. "fd" is the image's descriptor in process "pid", for /proc/PID/fd."""
         fs = self._fs
         sb = fs.sb
+        state = int.from_bytes(fs.image.pread_around(STATE_OFFSET, 8)[0], "little")
         return {
             "mountpoint": self._mountpoint,
             "path": fs.image.path,
@@ -124,7 +135,7 @@ class Answers:
             "fd": fs.image.fd,
             "uuid": str(sb.uuid),
             "label": sb.label,
-            "state": _STATES.get(fs.persist.load_u64(STATE_OFFSET), "unknown"),
+            "state": _STATES.get(state, "unknown"),
             "size_bytes": fs.image.size,
             "allocated_bytes": fs.image.allocated_bytes(),
             "block_count": sb.block_count,
@@ -202,6 +213,67 @@ class Answers:
             diratime = request.get("diratime") is not False
             self._fs.options = self._fs.options._replace(atime=atime, diratime=diratime)
         return {"read_only": self._fs.read_only}
+
+    def badblocks(self, request: Request) -> Answer:
+        """Make sectors bad or good: those of the image, or those that bytes of a file lie in."""
+        persist = self._fs.persist
+        change = {"add": persist.add_badblocks, "clear": persist.clear_badblocks}.get(
+            request.get("action", "")
+        )
+        if change is None:
+            raise ValueError('badblocks needs "action": add or clear')
+        if not self._fs.image.writable:
+            raise FsError(errno.EROFS, "the image was opened for reading only")
+        runs = self._sectors(request)
+        for run in runs:
+            change(run)
+            self._stale += self._files_on(run)
+        return {"sectors": [[run.first, run.count] for run in runs]}
+
+    def _sectors(self, request: Request) -> list[Sectors]:
+        if "ino" not in request:
+            return [Sectors(_number(request, "first"), _number(request, "count"))]
+        inode = self._fs.iget(_number(request, "ino"))
+        start = _number(request, "offset")
+        end = start + _number(request, "length")
+        found = []
+        for extent in self._fs.extents(inode):
+            base, place = extent.pgoff * PAGE_SIZE, extent.block * BLOCK_SIZE
+            low, high = max(start, base), min(end, base + extent.count * PAGE_SIZE)
+            if low < high:
+                found.append(sectors_of(place + low - base, high - low))
+        if not found:
+            raise ValueError("no block of the image holds these bytes")
+        return found
+
+    def _files_on(self, run: Sectors) -> list[tuple[int, int, int]]:
+        """The ranges of files known to the kernel that lie on the sectors of *run*."""
+        first, end = run.first * SECTOR_SIZE // BLOCK_SIZE, -(-run.end * SECTOR_SIZE // BLOCK_SIZE)
+        found = []
+        for inode in self._fs.cached_inodes():
+            extents = []
+            if inode.is_reg:
+                with contextlib.suppress(OSError):
+                    extents = self._fs.extents(inode)
+            for extent in extents:
+                low, high = max(first, extent.block), min(end, extent.block + extent.count)
+                if low < high:
+                    base = extent.pgoff - extent.block
+                    found.append((inode.ino, (base + low) * PAGE_SIZE, (base + high) * PAGE_SIZE))
+        return found
+
+    async def settle(self) -> None:
+        """Before an answer is sent: have the kernel drop what it must not show any more."""
+        stale, self._stale = self._stale, []
+        for run in stale:
+            await self._take_back(*run)
+
+
+def _number(request: Request, name: str) -> int:
+    value = request.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f'"{name}" must be a number that is not negative')
+    return value
 
 
 def answer_line(line: bytes, answers: Callable[[Request], Answer]) -> bytes:
@@ -323,7 +395,9 @@ async def _converse(stream: trio.SocketStream, answers: Answers) -> None:
                     while (end := buffer.find(b"\n")) >= 0:
                         line = bytes(buffer[:end])
                         del buffer[: end + 1]
-                        await stream.send_all(answer_line(line, answers.answer))
+                        answer = answer_line(line, answers.answer)
+                        await answers.settle()
+                        await stream.send_all(answer)
                     if len(buffer) > REQUEST_MAX:
                         await stream.send_all(b'{"error": "the request is too long"}\n')
                         return

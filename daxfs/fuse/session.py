@@ -227,7 +227,13 @@ class Session:
             missing = lowlevel.missing()
             if missing is not None:
                 log.warning("%s", missing)
-            answers = Answers(self.fs, self.evictor, self.options, self._mountpoint)
+            answers = Answers(
+                self.fs,
+                self.evictor,
+                self.options,
+                self._mountpoint,
+                operations.pages.take_back,
+            )
             try:
                 trio.run(self._main, entry, operations, requests, server, answers, ready)
             except* OSError as group:

@@ -3,7 +3,8 @@
 Kernel counterpart: dumpe2fs -h. Nothing here raises for a damaged image that still has one good
 super block: what cannot be told is None.
 
-Invariant: the image is only read, and through ``pread``, so that holes of the file stay holes.
+Invariant: the image is only read, and through ``pread``, so that holes of the file stay holes. What
+lies in bad blocks counts as zeroes.
 """
 
 import stat
@@ -13,10 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from daxfs.errors import CorruptionError
+from daxfs.errors import CorruptionError, MediaError
 from daxfs.ondisk import layout
 from daxfs.ondisk.bitmap import bitmap_crc
-from daxfs.ondisk.itable import scan_inodes
+from daxfs.ondisk.itable import ReadAround, scan_inodes
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_SIZE, SUPER_SIZE, Superblock
 from daxfs.pmem.image import Image
 
@@ -119,16 +120,16 @@ def read_image(image: Image) -> ImageInfo:
 
 
 def _superblock(image: Image) -> tuple[Superblock, str | None]:
-    """The super block or else its backup, and why it had to be the backup."""
+    """The super block or else its backup, and why it had to be the backup. EUCLEAN, EIO."""
     image_blocks = image.size // BLOCK_SIZE
     try:
         raw = image.pread(layout.SUPER_OFFSET, SUPER_SIZE)
         return Superblock.decode(raw, image_blocks), None
-    except CorruptionError as error:
+    except (CorruptionError, MediaError) as error:
         try:
             raw = image.pread((image_blocks - 1) * BLOCK_SIZE, SUPER_SIZE)
             return Superblock.decode(raw, image_blocks), error.strerror
-        except CorruptionError:
+        except (CorruptionError, MediaError):
             raise error from None
 
 
@@ -137,7 +138,7 @@ def _inodes(image: Image, sb: Superblock) -> dict[str, int]:
     counts = dict.fromkeys(
         [*_KINDS.values(), "specials", "inodes_used", "orphans", "damaged_inodes", "blocks"], 0
     )
-    for first, rows in scan_inodes(image, sb):
+    for first, rows in scan_inodes(ReadAround(image), sb):
         raw = rows.tobytes()
         for index in np.flatnonzero(rows["mode"]).tolist():
             row = raw[index * INODE_SIZE : (index + 1) * INODE_SIZE]
@@ -154,14 +155,15 @@ def _inodes(image: Image, sb: Superblock) -> dict[str, int]:
 def _blocks_used(image: Image, sb: Superblock, state: str, claimed: int) -> int:
     """Blocks in use: by the bitmap while that counts, else metadata and what inodes claim."""
     if state == "clean":
-        raw = image.pread(sb.bitmap_start * BLOCK_SIZE, sb.bitmap_blocks * BLOCK_SIZE)
+        place, length = sb.bitmap_start * BLOCK_SIZE, sb.bitmap_blocks * BLOCK_SIZE
+        raw, _ = image.pread_around(place, length)
         if bitmap_crc(raw) == _word(image, layout.BITMAP_CRC_OFFSET):
             return int.from_bytes(raw, "little").bit_count()
     return sb.data_start + 1 + claimed
 
 
 def _word(image: Image, offset: int) -> int:
-    return int(struct.unpack("<Q", image.pread(offset, 8))[0])
+    return int(struct.unpack("<Q", image.pread_around(offset, 8)[0])[0])
 
 
 def _signed(word: int) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_DTYPE, INODE_SIZE, Superblock
+from daxfs.pmem.image import Image
 
 SCAN_BYTES: Final = 1 << 20
 
@@ -20,6 +21,22 @@ class Source(Protocol):
     def data_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]: ...
 
     def pread(self, offset: int, length: int) -> bytes: ...
+
+
+class ReadAround:
+    """The source of a scan that goes on behind bad blocks: zeroes for them, and a note of each."""
+
+    def __init__(self, image: Image) -> None:
+        self._image = image
+        self.data_ranges = image.data_ranges
+        self.bad: list[int] = []
+        """The sectors that cannot be read."""
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """As ``Image.pread``."""
+        raw, bad = self._image.pread_around(offset, length)
+        self.bad += bad
+        return raw
 
 
 def scan_inodes(image: Source, sb: Superblock) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:

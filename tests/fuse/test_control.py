@@ -21,6 +21,8 @@ class Echo:
     def answer(self, request: dict[str, object]) -> dict[str, object]:
         return {"asked": request}
 
+    async def settle(self) -> None: ...
+
 
 def _talk(data: bytes, *, shut: bool = True) -> bytes:
     """What a server sends back for *data* until it closes the connection."""
