@@ -149,7 +149,8 @@ class Persist:
     def fence(self) -> None:
         """Return when everything flushed before survives. May be called in another thread.
 
-        Raises MediaError(EIO) if the medium fails; the ranges then stay flushed, not fenced.
+        Raises MediaError(EIO) if the medium fails; the ranges then stay flushed, not fenced, and
+        the next fence tries again.
         """
         if self._quiet:
             return
@@ -166,7 +167,19 @@ class Persist:
                     self.image.msync(start, end - start)
             except BaseException:
                 self._flushed.extend(ranges)
+                self._dirty(ranges)
                 raise
+
+    def _dirty(self, ranges: list[tuple[int, int]]) -> None:
+        """Store a byte of each page of *ranges* again, as it is.
+
+        The host takes a page that it could not write for a clean one: the next msync would return
+        at once, and nothing would be on the medium. Moving a byte onto itself happens under the
+        GIL: no store of another thread gets lost.
+        """
+        for offset, length in ranges:
+            for place in range(align_down(offset, PAGE_SIZE), offset + length, PAGE_SIZE):
+                self._mem[place : place + 1] = self._mem[place : place + 1]
 
     def persist(self, offset: int, data: Buffer) -> None:
         """Store, flush, fence."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from daxfs.pmem.image import Image
 from daxfs.pmem.persist import MERGE_GAP, Persist, domain_for
 
 SIZE = 8 << 20
+PAGE = 4096
 
 
 @pytest.fixture
@@ -223,3 +225,44 @@ def test_closed_persist_lets_the_image_be_unmapped() -> None:
     image.close()
     with pytest.raises(ValueError, match="released"):
         image.mem[0]
+
+
+def test_pages_that_the_host_could_not_write_are_dirty_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed write-back the host takes the pages for clean: msync would skip them."""
+    with Image.create(f"{tmp_path}/image", SIZE) as image:
+        if image.on_memory:
+            pytest.skip("the temporary folder is in memory")
+        persist = Persist(image, "msync")
+        persist.store(PAGE * 8, b"x" * 3 * PAGE)
+        persist.flush(PAGE * 8, 3 * PAGE)
+        write_back = image.msync
+
+        def fail(offset: int, length: int) -> None:
+            write_back(offset, length)
+            assert _dirty_kib(image) == 0
+            raise MediaError("the disk fails")
+
+        monkeypatch.setattr(image, "msync", fail)
+        with pytest.raises(MediaError):
+            persist.fence()
+        assert _dirty_kib(image) == 12
+        monkeypatch.undo()
+        persist.fence()
+        assert _dirty_kib(image) == 0
+        assert bytes(image.mem[PAGE * 8 : PAGE * 11]) == b"x" * 3 * PAGE
+        persist.close()
+
+
+def _dirty_kib(image: Image) -> int:
+    """KiB of the image that this process has mapped and that are dirty (proc_pid_smaps(5))."""
+    found = 0
+    within = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        words = line.split()
+        if not words[0].endswith(":"):
+            within = words[-1] == image.path
+        elif within and words[0] in ("Private_Dirty:", "Shared_Dirty:"):
+            found += int(words[1])
+    return found
