@@ -41,7 +41,6 @@ Hashes = npt.NDArray[np.uint64]
 _LINES_PER_BLOCK: Final = BLOCK_SIZE // LINE
 _STATE_LINE: Final = STATE_OFFSET // LINE
 _CRC_WORD: Final = BITMAP_CRC_OFFSET % LINE // 8
-_MASK: Final = (1 << 64) - 1
 _FINDINGS_MAX: Final = 4096
 
 
@@ -49,7 +48,8 @@ class Verdict(NamedTuple):
     """What one state came to."""
 
     findings: Findings
-    core: bytes
+    skeleton: bytes
+    """The core without the bytes of regular files."""
     kinds: Kinds | None
     """What the blocks are after recovery; None if the maps are damaged."""
     stored: LineNumbers
@@ -147,7 +147,7 @@ class Sandbox:
         else:
             back = np.concatenate((own, stored))
             self.lines[back] = durable[back]
-        return Verdict(findings, skeleton + data, kinds, stored)
+        return Verdict(findings, skeleton, kinds, stored)
 
     def _recover(self, noted: _Touched) -> None:
         self.recoveries += 1
@@ -243,7 +243,8 @@ class Difference:
     def _hash(self, line: int, content: bytes) -> int:
         if content == self._base[line].tobytes():
             return 0
-        return hash((line, content)) & _MASK
+        digest = hashlib.blake2b(content, digest_size=8, key=line.to_bytes(8, "little"))
+        return int.from_bytes(digest.digest(), "little")
 
     def total(self, counts: npt.NDArray[np.bool_]) -> int:
         """The number of the image as far as *counts*, a bool for each line of ``touched``."""

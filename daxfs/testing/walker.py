@@ -8,6 +8,7 @@ With *recovery* the mount of what a crash left is recorded too, and each state o
 must come to the same tree as the recovery that was not interrupted.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -36,7 +37,6 @@ from daxfs.testing.usage import FREE, Kinds
 FAILURES_MAX: Final = 3
 """Failures that are told of one workload."""
 _LINES_PER_BLOCK: Final = BLOCK_SIZE // LINE
-_MASK: Final = (1 << 64) - 1
 
 Check = Callable[[Findings], str | None]
 
@@ -50,6 +50,12 @@ class Failure(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.id}: {self.fault}"
+
+
+def _number(data: bytes) -> np.uint64:
+    """*data* as a number, the same in each process."""
+    digest = hashlib.blake2b(data, digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
 
 
 def _none() -> Hashes:
@@ -174,9 +180,9 @@ class Walker:
         names = [step.name for step in workload.steps]
         self._done |= {(workload.tree, *names[:count]) for count in range(len(names) + 1)}
         result.recoveries = sandbox.recoveries - before
-        salt = np.uint64(hash(workload.tree) & _MASK)
+        salt = _number(workload.tree.encode())
         result.distinct = np.unique(np.concatenate([_none(), *self._distinct])) ^ salt
-        cores = [hash((workload.tree, core)) & _MASK for core in sandbox.examined]
+        cores = [_number(core) ^ salt for core in sandbox.examined]
         result.recovered = np.unique(np.array(cores, np.uint64))
         sandbox.examined.clear()
         return result
@@ -364,7 +370,7 @@ class Walker:
         assert self._sandbox is not None
         sandbox = self._sandbox
         sandbox.lines[point.lines] = point.image_lines(row.tolist())
-        key = verdict.core, sandbox.lines[verdict.stored].tobytes()
+        key = verdict.skeleton, sandbox.lines[verdict.stored].tobytes()
         if key in self._recovered_from:
             sandbox.load(log.durable)
             return
