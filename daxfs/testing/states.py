@@ -92,8 +92,11 @@ class CrashPoint:
             self.contents.append(contents)
             self._order += order
 
-    def choices(self) -> Iterator[Choices]:
-        """The choices, some thousands at a time; one may come twice."""
+    def choices(self, *, pairs: bool = True) -> Iterator[Choices]:
+        """The choices, some thousands at a time; one may come twice.
+
+        Not *pairs*: without those of two lines, where there are too many to take all.
+        """
         counts = [len(contents) for contents in self.contents]
         if self.domain == "memory":
             yield self._in_order(cut_words=len(self._order) <= WORD)
@@ -102,11 +105,11 @@ class CrashPoint:
         for count in counts:
             total *= count
             if total > ALL_MAX:
-                yield from self._some(counts)
+                yield from self._some(counts, pairs)
                 return
         yield np.array(list(product(*map(range, counts))), np.uint16).reshape(total, len(counts))
 
-    def _some(self, counts: Sequence[int]) -> Iterator[Choices]:
+    def _some(self, counts: Sequence[int], pairs: bool) -> Iterator[Choices]:
         full = np.array(counts, np.uint16) - 1
         lines = len(counts)
         singles = [(line, kept) for line in range(lines) for kept in range(counts[line])]
@@ -118,6 +121,8 @@ class CrashPoint:
         yield self._in_order(cut_words=False)
         chance = random.Random(f"{self._seed}/{self.event}")
         yield np.array([[chance.randrange(n) for n in counts] for _ in range(RANDOM)], np.uint16)
+        if not pairs:
+            return
         chosen = np.unique(np.linspace(0, lines - 1, min(lines, PAIR_LINES)).astype(np.int64))
         first, second = np.triu_indices(len(chosen), 1)
         for low in range(0, len(first), _ROWS):

@@ -36,6 +36,8 @@ from daxfs.testing.usage import FREE, Kinds
 
 FAILURES_MAX: Final = 3
 """Failures that are told of one workload."""
+RECOVERIES_ALIKE: Final = 8
+"""Recoveries that are interrupted of those that come to the same by restoring as many lines."""
 _LINES_PER_BLOCK: Final = BLOCK_SIZE // LINE
 
 Check = Callable[[Findings], str | None]
@@ -158,7 +160,8 @@ class Walker:
         self._distinct: list[Hashes] = []
         self._cases: dict[tuple[int, int], Verdict] = {}
         """Verdicts by phase and by what differs outside of blocks that nobody owned."""
-        self._recovered_from: set[tuple[bytes, bytes]] = set()
+        self._recovered_from: dict[tuple[bytes, int], set[bytes]] = {}
+        """What stood in the lines that recovery restored, by what it leaves and their number."""
 
     # --- a workload ------------------------------------------------------------------------------
 
@@ -174,7 +177,7 @@ class Walker:
             return result
         self._distinct = []
         self._cases = {}
-        self._recovered_from = set()
+        self._recovered_from = {}
         before = sandbox.recoveries
         self._explore(workload, recording, sandbox)
         names = [step.name for step in workload.steps]
@@ -244,7 +247,7 @@ class Walker:
         index = np.arange(len(point.lines))
         assert self._sandbox is not None
         self._sandbox.load(log.durable)
-        for choices in point.choices():
+        for choices in point.choices(pairs=not log.cuts):
             numbers = np.bitwise_xor.reduce(weights[index, choices], axis=1) ^ total
             if not log.cuts:
                 self._result.states += len(numbers)
@@ -370,11 +373,12 @@ class Walker:
         assert self._sandbox is not None
         sandbox = self._sandbox
         sandbox.lines[point.lines] = point.image_lines(row.tolist())
-        key = verdict.skeleton, sandbox.lines[verdict.stored].tobytes()
-        if key in self._recovered_from:
+        restored = sandbox.lines[verdict.stored].tobytes()
+        alike = self._recovered_from.setdefault((verdict.skeleton, len(verdict.stored)), set())
+        if restored in alike or len(alike) >= RECOVERIES_ALIKE:
             sandbox.load(log.durable)
             return
-        self._recovered_from.add(key)
+        alike.add(restored)
         start = sandbox.lines.copy()
         events = record_recovery(sandbox, self._make_persist)
         touched = np.union1d(log.difference.touched, touched_lines(events))
