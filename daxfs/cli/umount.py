@@ -12,7 +12,6 @@ from daxfs.cli.mounts import find_mount
 from daxfs.errors import CommandError, MountExit
 from daxfs.fuse.control import Client
 from daxfs.fuse.mountinfo import MountEntry, same_filesystem
-from daxfs.pmem.image import ANONYMOUS_PATH, lock_holders
 
 _CODES = ExitCodes(
     usage=MountExit.USAGE,
@@ -55,6 +54,8 @@ def umount(mountpoint: str) -> None:
 
 def _image_of(entry: MountEntry) -> str:
     """The path of the image, which the source of *entry* may give from another directory."""
+    from daxfs.pmem.image import ANONYMOUS_PATH
+
     if not os.path.isabs(entry.source) and entry.source != ANONYMOUS_PATH:
         with contextlib.suppress(CommandError), Client(entry.mountpoint) as client:
             return str(client.request("info")["path"])
@@ -63,6 +64,8 @@ def _image_of(entry: MountEntry) -> str:
 
 def _holders(image: str) -> list[int]:
     """The processes that hold the lock of *image*."""
+    from daxfs.pmem.image import lock_holders
+
     try:
         return lock_holders(os.stat(image))
     except OSError:

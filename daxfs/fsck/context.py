@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daxfs.fsck.report import Report
+from daxfs.journal.undo import Journal
 from daxfs.ondisk import layout
 from daxfs.ondisk.bitmap import metadata_blocks
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_STRUCT, Superblock
@@ -250,8 +251,14 @@ class Context:
             self.persist.fence()
 
     def write_inode(self, row: InodeRow) -> None:
-        """Store *row* in the inode table."""
-        self.store(self.sb.inode_offset(row.ino), row.pack())
+        """Store *row* in the inode table, all of it or nothing: half a row is a damaged one."""
+        offset = self.sb.inode_offset(row.ino)
+        if self.persist is None:
+            self.view.store(offset, row.pack())
+            return
+        mark_damaged(self.persist)
+        with Journal(self.persist, self.sb).begin() as tx:
+            tx.store(offset, row.pack())
 
     def clear_inode(self, row: InodeRow) -> None:
         """Make *row* a free inode; its blocks are the caller's."""

@@ -12,9 +12,9 @@ from daxfs.pmem.image import Image
 
 
 @pytest.fixture(scope="session")
-def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
+def pristine(image_space: Path) -> Iterator[tuple[Path, dict[str, int]]]:
     """The image file, cleanly unmounted, and the inode numbers in it."""
-    path = tmp_path_factory.mktemp("fsck") / "image"
+    path = image_space / "fsck.pristine"
     with Image.create(str(path), SIZE) as image:
         format_image(image, inodes=1024)
     image, persist, fs = mounted(path)
@@ -22,12 +22,13 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     fs.unmount()
     persist.close()
     image.close()
-    return path, numbers
+    yield path, numbers
+    path.unlink()
 
 
 @pytest.fixture
-def damaged(pristine: tuple[Path, dict[str, int]], tmp_path: Path) -> Iterator[Damaged]:
-    path = tmp_path / "image"
+def damaged(pristine: tuple[Path, dict[str, int]], image_space: Path) -> Iterator[Damaged]:
+    path = image_space / "fsck.damaged"
     shutil.copyfile(pristine[0], path)
     yield Damaged(path, pristine[1])
     path.unlink()

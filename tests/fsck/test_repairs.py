@@ -8,6 +8,7 @@ import pytest
 from damage import CRED, Damaged, Found, mounted
 from damages import (
     CASES,
+    FIELDS,
     Case,
     entry_flags,
     entry_outside,
@@ -24,7 +25,7 @@ from daxfs.ondisk import layout
 from daxfs.ondisk.mapentry import UNWRITTEN, entry
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+@pytest.mark.parametrize("case", [*CASES, *FIELDS], ids=lambda case: case.name)
 def test_damage_is_found_repaired_and_gone(damaged: Damaged, case: Case) -> None:
     pristine = damaged.listing()
     case.damage(damaged)

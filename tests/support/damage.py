@@ -19,7 +19,7 @@ from daxfs.ondisk.mapentry import block_of
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 
-SIZE = 32 << 20
+SIZE = 24 << 20
 CRED = Cred(0, 0, 0o022)
 ACCESS = [
     acl.AclEntry(acl.USER_OBJ, 6),
@@ -29,7 +29,7 @@ ACCESS = [
     acl.AclEntry(acl.OTHER, 0),
 ]
 DATA = bytes(range(256)) * 16
-NAMES = 80
+NAMES = 60
 """So many long names that a directory has several blocks."""
 
 
@@ -212,7 +212,7 @@ class Found(NamedTuple):
     flags: int
     mtime_ns: int
     contents: bytes
-    """Of all pages that are not holes, their numbers among them."""
+    """All but holes, with the places where data begin behind one."""
     attributes: tuple[tuple[bytes, bytes], ...]
 
 
@@ -243,11 +243,13 @@ def _found(fs: FileSystem, inode: Inode) -> Found:
     if inode.is_symlink:
         contents = fs.readlink(inode)
     elif inode.is_reg:
-        extents = sorted(fs.extents(inode))
-        for start, count in [(e.pgoff * BLOCK_SIZE, e.count * BLOCK_SIZE) for e in extents]:
-            data = bytes(fs.read(inode, start, count)[0])
-            if any(data):
-                contents += data + b"%d" % start
+        end = -1
+        for extent in sorted(fs.extents(inode)):
+            start, length = extent.pgoff * BLOCK_SIZE, extent.count * BLOCK_SIZE
+            data = bytes(fs.read(inode, start, length)[0])
+            if data.strip(b"\0"):
+                contents += data if start == end else b"%d:" % start + data
+                end = start + length
     attributes = tuple((name, fs.getxattr(inode, name)) for name in fs.listxattr(inode))
     return Found(
         *(inode.mode, inode.uid, inode.gid, inode.nlink, inode.size, inode.rdev, inode.flags),
