@@ -31,7 +31,7 @@ def check(context: Context, state: int) -> None:
         elif crc != bitmap_crc(wanted):
             context.report.problem("the block bitmap's checksum is wrong", "correct it")
     elif state == layout.STATE_DIRTY:
-        context.report.problem("it was not unmounted cleanly", "mark it clean")
+        context.report.problem("it was not unmounted cleanly", "mark it clean", usual=True)
     elif state == layout.STATE_ERROR:
         context.report.problem("it is marked as faulty", "mark it clean")
     else:

@@ -37,6 +37,38 @@ def check_image(
     return report.exit_code
 
 
+def preen_image(
+    image: Image, *, say: Callable[[str], None], progress: Progress = lambda name, done, total: None
+) -> FsckExit:
+    """Repair what an unclean stop leaves: an operation to be undone, orphans, the bitmap.
+
+    If anything else is wrong, nothing is repaired: then a person has to decide.
+    """
+    found: list[str] = []
+    report = Report(False, found.append)
+    context = _run(image, report, None, progress)
+    if not report.left:
+        say(_summary(image, context))
+    elif report.serious:
+        for line in found:
+            say(line)
+        say(f"{image.path}: {_problems(report.left)} left: repair them with 'daxfs fsck -y'")
+    else:
+        return check_image(image, repair=True, say=say, progress=progress)
+    return report.exit_code
+
+
+def is_marked_clean(image: Image) -> bool:
+    """Whether the super block is whole and *image* was unmounted cleanly, without a look at more.
+
+    Raises CommandError as ``check_image``.
+    """
+    report = Report(False, lambda line: None)
+    superblock.check(image, report, None)
+    state = int(struct.unpack("<Q", image.pread(layout.STATE_OFFSET, 8))[0])
+    return state == layout.STATE_CLEAN and not report.left
+
+
 def _run(image: Image, report: Report, persist: Persist | None, progress: Progress) -> Context:
     badblocks.check(image, report, persist)
     raw, _ = image.pread_around(layout.STATE_OFFSET, 8)

@@ -103,9 +103,13 @@ def drop_record(context: Context, offset: int) -> None:
 
 def check(context: Context) -> None:
     """Check all directories; fills ``references`` and ``parents``."""
-    for done, ino in enumerate(sorted(context.directory_runs)):
-        context.progress("directories", done, len(context.directory_runs))
-        _Directory(context, context.inodes[ino]).run()
+    done, total = 0, sum(int(runs.counts.sum()) for runs in context.directory_runs.values())
+    for ino in sorted(context.directory_runs):
+        directory = _Directory(context, context.inodes[ino])
+        for block in blocks(context, ino):
+            context.progress("directories", done, total)
+            directory.check(block)
+            done += 1
 
 
 class _Directory:
@@ -114,14 +118,14 @@ class _Directory:
         self.row = row
         self.names: set[bytes] = set()
 
-    def run(self) -> None:
-        for block in blocks(self.context, self.row.ino):
-            base = block * BLOCK_SIZE
-            for found in records(self.context.read(base, BLOCK_SIZE), base):
-                if isinstance(found, BadTiling):
-                    self._tiling(found)
-                elif found.ino:
-                    self._record(found)
+    def check(self, block: int) -> None:
+        """Check the records in *block*, which is the next one of this directory."""
+        base = block * BLOCK_SIZE
+        for found in records(self.context.read(base, BLOCK_SIZE), base):
+            if isinstance(found, BadTiling):
+                self._tiling(found)
+            elif found.ino:
+                self._record(found)
 
     def _tiling(self, bad: BadTiling) -> None:
         """Have one record where there is none that fits: what stands there, if it can be one."""

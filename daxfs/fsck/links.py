@@ -16,7 +16,9 @@ def check(context: Context) -> None:
         if not done % 4096:
             context.progress("links", done, len(context.inodes))
         if is_orphan(context, row):
-            context.report.problem(f"inode {row.ino} was deleted while it was open", "free it")
+            context.report.problem(
+                f"inode {row.ino} was deleted while it was open", "free it", usual=True
+            )
             context.release(context.orphan_blocks[row.ino])
             context.clear_inode(row)
             continue

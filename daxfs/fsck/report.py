@@ -16,9 +16,15 @@ class Report:
         self.say = say
         self.fixed = 0
         self.left = 0
+        self.serious = 0
+        """The problems that an unclean stop does not explain."""
 
-    def problem(self, text: str, fix: str) -> None:
-        """Tell of a problem that *fix* (an imperative) mends."""
+    def problem(self, text: str, fix: str, *, usual: bool = False) -> None:
+        """Tell of a problem that *fix* (an imperative) mends.
+
+        *usual*: an unclean stop leaves it.
+        """
+        self.serious += not usual
         if self.repair:
             self.fixed += 1
         else:
@@ -28,6 +34,7 @@ class Report:
     def unfixable(self, text: str) -> None:
         """Tell of a problem that nothing here mends."""
         self.left += 1
+        self.serious += 1
         self.say(f"{text}: not repaired")
 
     @property

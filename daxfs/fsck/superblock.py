@@ -82,7 +82,9 @@ def recover(
     if not entries:
         return
     report.problem(
-        f"an operation was interrupted (ranges in the journal: {len(entries)})", "undo it"
+        f"an operation was interrupted (ranges in the journal: {len(entries)})",
+        "undo it",
+        usual=True,
     )
     if persist is not None:
         mark_damaged(persist)

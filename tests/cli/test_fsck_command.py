@@ -1,7 +1,10 @@
 """daxfs fsck as a command: locks, questions, what cannot be checked."""
 
+import contextlib
 import os
 import pty
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +14,11 @@ from click.testing import CliRunner, Result
 from daxmount import environment
 
 from daxfs.cli.main import main
+from daxfs.fs.namei import Cred
+from daxfs.fs.super import FileSystem
 from daxfs.ondisk import layout
 from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
 
 
 def fsck(*arguments: str | Path) -> Result:
@@ -123,3 +129,164 @@ def test_unknown_features_are_refused(image: Path) -> None:
     result = fsck("-y", image)
     assert result.exit_code == 8
     assert "take a newer daxfs" in result.stderr
+
+
+# --- -n ---
+
+
+def looks(path: Path) -> tuple[bytes, int, int, int]:
+    status = path.stat()
+    return path.read_bytes(), status.st_mtime_ns, status.st_ctime_ns, status.st_blocks
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_only_reading_leaves_all_as_it_is(image_space: Path, is_damaged: bool) -> None:
+    """In memory a page of a file that is looked at through a mapping is allocated: none is."""
+    path = image_space / "fsck.holes"
+    assert CliRunner().invoke(main, ["mkfs", "--size", "64M", str(path)]).exit_code == 0
+    if is_damaged:
+        damage(path)
+    before = looks(path)
+    assert fsck("-n", path).exit_code == (4 if is_damaged else 0)
+    assert fsck(path).exit_code == (4 if is_damaged else 0)
+    assert looks(path) == before
+    path.unlink()
+
+
+def test_an_image_on_a_read_only_filesystem_is_checked(image: Path, as_root: None) -> None:
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare (util-linux)")
+    folder = image.parent
+    script = f"""
+        mount --bind {folder} {folder} && mount -o remount,bind,ro {folder} || exit 99
+        {sys.executable} -m daxfs fsck -n {image} && {sys.executable} -m daxfs fsck -y {image}
+    """
+    private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    result = subprocess.run(private, capture_output=True, text=True, env=environment(), timeout=60)
+    if result.returncode in (1, 99):
+        pytest.skip("this root may not make mounts")
+    assert "clean" in result.stdout
+    assert result.returncode == 8
+    assert "take a file on a writable filesystem" in result.stderr
+
+
+# --- -p ---
+
+
+def test_preening_skips_a_clean_image(image: Path) -> None:
+    with Image.open(str(image)) as opened:
+        sb = layout.Superblock.decode(opened.pread(0, 512), opened.size // 4096)
+        opened.mem[sb.bitmap_start * 4096] ^= 1
+    assert fsck("-p", image).exit_code == 0
+    assert fsck("-a", image).exit_code == 0
+    assert fsck("-p", "-f", image).exit_code == 4
+
+
+def test_preening_mends_an_unclean_stop(image: Path) -> None:
+    damage(image)
+    result = fsck("-p", image)
+    assert result.exit_code == 1
+    assert "not unmounted cleanly" in result.stdout
+    assert fsck("-n", image).exit_code == 0
+
+
+def test_preening_leaves_the_rest_to_a_person(image: Path) -> None:
+    with Image.open(str(image)) as opened:
+        opened.mem[opened.size - 4096] ^= 1
+    damage(image)
+    before = image.read_bytes()
+    result = fsck("-p", image)
+    assert result.exit_code == 4
+    assert "repair them with 'daxfs fsck -y'" in result.stdout
+    assert image.read_bytes() == before
+
+
+@pytest.mark.parametrize("options", ["-ny", "-np", "-ya"])
+def test_options_that_exclude_each_other(image: Path, options: str) -> None:
+    result = fsck(options, image)
+    assert result.exit_code == 16
+    assert "exclude each other" in result.stderr
+
+
+# --- long runs ---
+
+
+@pytest.fixture
+def lost(tmp_path: Path) -> Path:
+    """An image with many files, none of which has a name."""
+    path = tmp_path / "lost"
+    run = CliRunner().invoke(main, ["mkfs", "--size", "8M", "--inodes", "3000", str(path)])
+    assert run.exit_code == 0
+    with Image.open(str(path)) as opened:
+        persist = Persist(opened, "memory")
+        fs = FileSystem.mount(opened, persist)
+        folder = fs.mkdir(fs.root, b"folder", 0o755, Cred(0, 0))
+        for index in range(2500):
+            fs.create(folder, b"%d" % index, 0o644, Cred(0, 0))
+        fs.unmount()
+        offset = fs.sb.inode_offset(folder.ino)
+        persist.store(offset, bytes(layout.INODE_SIZE))
+        persist.close()
+    return path
+
+
+def test_a_repair_can_be_interrupted(lost: Path) -> None:
+    """Nobody reads on what it says: so it is in the middle when the signal comes."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "daxfs", "fsck", "-y", lost],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )
+    assert process.stdout is not None
+    assert b"free" in process.stdout.readline()
+    for _ in range(20):
+        process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (32, b"daxfs fsck: interrupted\n")
+    result = fsck("-n", lost)
+    assert result.exit_code == 4
+    assert "it is marked as faulty" in result.stdout
+    assert fsck("-p", lost).exit_code == 4
+    assert fsck("-y", lost).exit_code == 1
+    assert fsck("-n", lost).exit_code == 0
+
+
+HURRY = """
+import daxfs.cli.fsck
+daxfs.cli.fsck._BAR_AFTER_S = daxfs.cli.fsck._BAR_EVERY_S = 0
+from daxfs.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_long_run_shows_how_far_it_is(lost: Path, tmp_path: Path, on_terminal: bool) -> None:
+    """On stderr, and only on a terminal; what is said goes to stdout, whole."""
+    terminal, other = pty.openpty()
+    output = tmp_path / "output"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HURRY, "fsck", "-n", lost],
+            stdout=file,
+            stderr=other if on_terminal else subprocess.PIPE,
+            env=environment() | {"TERM": "xterm", "COLUMNS": "100"},
+        )
+    os.close(other)
+    shown = b""
+    if on_terminal:
+        with contextlib.suppress(OSError):
+            while part := os.read(terminal, 1 << 16):
+                shown += part
+    _, told = process.communicate(timeout=60)
+    os.close(terminal)
+    assert process.returncode == 4
+    said = output.read_bytes().splitlines()
+    assert len(said) > 2500
+    assert all(line.isascii() and b"\x1b" not in line for line in said)
+    if on_terminal:
+        for name in (b"inodes", b"directories", b"connectivity", b"links", b"%"):
+            assert name in shown
+    else:
+        assert told == b""
