@@ -241,7 +241,12 @@ def inode_checksum(ino: int, raw: bytes | memoryview) -> int:
 
 
 def encode_inode(ino: int, values: tuple[int, ...]) -> bytes:
-    """The 256 bytes of inode *ino*; *values* in the order of INODE_FIELDS."""
+    """The 256 bytes of inode *ino*; *values* in the order of INODE_FIELDS.
+
+    Raises CorruptionError on a negative count: what was taken from it was more than it had.
+    """
+    if values[3] < 0 or values[8] < 0:
+        raise CorruptionError(f"inode {ino}: more links or blocks are taken from it than it has")
     raw = INODE_STRUCT.pack(*values).ljust(INODE_SIZE - 4, b"\0")
     return raw + struct.pack("<I", inode_checksum(ino, raw))
 

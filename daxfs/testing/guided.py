@@ -26,6 +26,8 @@ BEGIN_WITH: Final = 64
 _FAILURE: Final = "failure: "
 _EXECUTED: Final = re.compile(r"stat::number_of_executed_units: (\d+)")
 _COVERED: Final = re.compile(r"cov: (\d+) ft: (\d+)")
+UNIT_SECONDS: Final = 300
+"""An input that takes longer ends its process."""
 _END_SECONDS: Final = 120.0
 
 
@@ -111,7 +113,8 @@ def _search(corpus: str, seconds: str) -> None:
 
     limit_time()
     options = [f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", "-print_final_stats=1"]
-    options += ["-len_control=0", "-reload=10", "-rss_limit_mb=4096", "-timeout=0", corpus]
+    options += ["-len_control=0", "-reload=10", "-rss_limit_mb=4096", f"-timeout={UNIT_SECONDS}"]
+    options += ["-artifact_prefix=/dev/null/", corpus]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
 

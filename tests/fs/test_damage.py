@@ -257,3 +257,23 @@ def test_only_regular_files_have_unwritten_pages() -> None:
         with pytest.raises(CorruptionError):
             action(*args)
     box.close()
+
+
+def test_a_file_that_gives_up_more_blocks_than_it_counts_is_damage() -> None:
+    box = FsBox()
+    file = box.file(b"f", b"x" * 5 * PAGE)
+    file.blocks = 2
+    with pytest.raises(CorruptionError, match="more links or blocks"):
+        box.fs.setattr(file, AttrChanges(size=0))
+    assert box.data(box.path(b"f")) == b"x" * 5 * PAGE, "nothing has happened"
+    box.close()
+
+
+def test_a_folder_that_gives_up_more_links_than_it_has_is_damage() -> None:
+    box = FsBox()
+    folder = box.fs.mkdir(box.root, b"d", 0o755, ROOT)
+    box.fs.mkdir(folder, b"e", 0o755, ROOT)
+    folder.nlink = 0
+    with pytest.raises(CorruptionError, match="more links or blocks"):
+        box.fs.rmdir(folder, b"e")
+    box.close()
