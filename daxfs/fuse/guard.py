@@ -81,6 +81,8 @@ def _watch(pid: int, device: str, mountpoint: str) -> None:
         abort = os.open(_ABORT.format(minor=device.partition(":")[2]), os.O_WRONLY)
     except OSError:
         abort = -1
+    if is_dead(pid):
+        abort = -1  # the number may be that of another connection already
     wait = CRASH_SECONDS
     while not is_dead(pid):
         if signal.sigtimedwait({signal.SIGUSR1}, wait) is not None:
@@ -90,7 +92,7 @@ def _watch(pid: int, device: str, mountpoint: str) -> None:
         return
     deadline = time.monotonic() + GRACE_SECONDS
     while time.monotonic() < deadline:
-        if not os.path.exists(f"/proc/{pid}"):
+        if not _has_threads(pid):
             return
         time.sleep(_POLL_SECONDS)
     if _is_mounted(device, mountpoint):
@@ -107,6 +109,14 @@ def is_dead(pid: int) -> bool:
             )
     except OSError:
         return True
+
+
+def _has_threads(pid: int) -> bool:
+    """Whether threads of the dead process *pid* are left beside its main one."""
+    try:
+        return len(os.listdir(f"/proc/{pid}/task")) > 1
+    except OSError:
+        return False
 
 
 def _is_mounted(device: str, mountpoint: str) -> bool:
