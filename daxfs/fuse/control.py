@@ -85,7 +85,7 @@ class Client:
             line = self._file.readline()
         except OSError as error:
             raise CommandError(f"the daemon does not answer: {error}") from error
-        if not line:
+        if not line.endswith(b"\n"):
             raise CommandError("the daemon does not answer: it has closed the connection")
         answer: Answer = json.loads(line)
         if "error" in answer:

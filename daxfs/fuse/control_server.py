@@ -7,6 +7,7 @@ or is dropped, and no other peer notices.
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict
 from typing import Any, Final, get_args
 
@@ -324,13 +325,14 @@ class Server:
 
     def __init__(self) -> None:
         directory = runtime_directory()
-        _remove_dead(directory)
         self.path = os.path.join(directory, f"{os.getpid()}.sock")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._socket.bind(self.path)
-            os.chmod(self.path, 0o600)
-            self._socket.listen(CONNECTIONS_MAX)
+            with _alone_in(directory):
+                _remove_dead(directory)
+                self._socket.bind(self.path)
+                os.chmod(self.path, 0o600)
+                self._socket.listen(CONNECTIONS_MAX)
         except OSError as error:
             self._socket.close()
             raise CommandError(f"{self.path}: {error.strerror}") from error
@@ -360,6 +362,17 @@ def _peer_uid(stream: trio.SocketStream) -> int:
     """The user that a peer had when it connected (SO_PEERCRED of unix(7))."""
     raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(raw)[1])
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str) -> Iterator[None]:
+    """While no other daemon makes a socket there: one that does not listen yet looks dead."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _remove_dead(directory: str) -> None:

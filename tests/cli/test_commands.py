@@ -110,7 +110,7 @@ def test_debugging_shows_the_traceback_too(monkeypatch: pytest.MonkeyPatch) -> N
         (["mount", "x"], "daxfs mount: Missing argument 'MOUNTPOINT'", MountExit.USAGE),
         (["umount"], "daxfs umount: Missing argument", MountExit.USAGE),
         (["fsck"], "daxfs fsck: Missing argument", 16),
-        (["fsck", "-n", "-y", "x"], "daxfs fsck: -n and -y exclude each other", 16),
+        (["fsck", "-n", "-y", "x"], "daxfs fsck: -n, -y and -p exclude each other", 16),
     ],
 )
 def test_wrong_usage_is_one_line_with_the_right_code(

@@ -4,14 +4,19 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 import trio
+from daxmount import environment
 
 from daxfs.errors import CommandError
-from daxfs.fuse import control_server
-from daxfs.fuse.control import locate
+from daxfs.fuse import control, control_server
+from daxfs.fuse.control import Client, locate
 from daxfs.fuse.control_server import REQUEST_MAX, Server, answer_line, runtime_directory
 
 
@@ -124,3 +129,48 @@ def test_locate_says_so_where_there_is_no_daxfs(tmp_path: Path) -> None:
         locate(str(tmp_path))
     with pytest.raises(CommandError, match="No such file"):
         locate(str(tmp_path / "missing"))
+
+
+def test_socket_that_does_not_listen_yet_is_not_taken_for_a_dead_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another daemon starts and clears up between bind(2) and listen(2) of this one."""
+    script = "from daxfs.fuse.control_server import Server\nwith Server(): pass"
+    others = []
+    chmod = os.chmod
+
+    def late_chmod(path: str, mode: int) -> None:
+        chmod(path, mode)
+        others.append(subprocess.Popen([sys.executable, "-c", script], env=environment()))
+        time.sleep(1)
+
+    monkeypatch.setattr(os, "chmod", late_chmod)
+    with Server() as server:
+        monkeypatch.undo()
+        assert others[0].wait(60) == 0
+        assert os.path.exists(server.path)
+
+
+@pytest.mark.parametrize("said", [b"", b'{"blo', b'{"blocks": {}}'])
+def test_daemon_that_dies_while_it_answers_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    place = str(tmp_path / "socket")
+    monkeypatch.setattr(control, "locate", lambda path: place)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(place)
+        listener.listen()
+        with Client("/mnt") as client:
+            peer, _ = listener.accept()
+
+            def die() -> None:
+                with peer:
+                    peer.recv(100)
+                    peer.sendall(said)
+
+            daemon = threading.Thread(target=die)
+            daemon.start()
+            with pytest.raises(CommandError, match="does not answer") as raised:
+                client.request("stat")
+            daemon.join()
+    assert "\n" not in str(raised.value)

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import google_crc32c
 from damage import SIZE, Damaged
 
-from daxfs.journal.undo import entry_checksum
+from daxfs.journal.undo import ENTRY_HEADER, entry_checksum
 from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.ondisk.mapentry import HUGE, TABLE, UNWRITTEN, block_of, entry
@@ -63,9 +63,8 @@ def journal(image: Damaged) -> None:
     old = image.peek(offset, layout.INODE_SIZE)
     image.poke(offset, b"\xff" * 8)
     seq = image.word(layout.JOURNAL_SEQ_OFFSET) + 1
-    checked = struct.pack("<QQI", seq, offset, len(old))
-    crc = entry_checksum(seq, offset, len(old), old)
-    image.poke(image.sb.journal_start * BLOCK_SIZE, checked + struct.pack("<I", crc) + old)
+    header = ENTRY_HEADER.pack(seq, offset, len(old), entry_checksum(seq, offset, len(old), old))
+    image.poke(image.sb.journal_start * BLOCK_SIZE, header + old)
 
 
 def super_field(field: str) -> Damage:
@@ -134,8 +133,8 @@ def journal_of_several(image: Damaged) -> None:
     for place in places:
         old = image.peek(place, 64)
         image.poke(place, b"\xa5" * 64)
-        checked = struct.pack("<QQI", seq, place, len(old))
-        log += checked + struct.pack("<I", google_crc32c.value(checked + old)) + old
+        log += ENTRY_HEADER.pack(seq, place, len(old), entry_checksum(seq, place, len(old), old))
+        log += old
     image.poke(image.sb.journal_start * BLOCK_SIZE, log)
 
 
