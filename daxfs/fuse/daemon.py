@@ -13,7 +13,7 @@ import sys
 from typing import NoReturn
 
 from daxfs.errors import CommandError, MountExit
-from daxfs.fuse import session
+from daxfs.fuse import mounting, session
 from daxfs.fuse.logs import log_path, start_logging
 from daxfs.fuse.options import MountOptions
 
@@ -47,7 +47,16 @@ def mount_in_background(
         _serve(image_spec, mountpoint, options, size, writer)
     os.close(writer)
     os.waitpid(child, 0)
-    parent.wait()
+    try:
+        parent.wait()
+    except DaemonDied:
+        # It may have been killed after it was attached.
+        mounting.detach_dead(mounting.resolve(mountpoint))
+        raise
+
+
+class DaemonDied(CommandError):
+    """The daemon ended without a word."""
 
 
 class _Parent:
@@ -78,7 +87,7 @@ class _Parent:
             raise KeyboardInterrupt
         verdict = json.loads(line or b"null")
         if verdict is None:
-            raise CommandError("the daemon died: its log may tell why", MountExit.INTERNAL)
+            raise DaemonDied("the daemon died: its log may tell why", MountExit.INTERNAL)
         if verdict:
             raise CommandError(verdict["error"], verdict["code"])
 

@@ -71,10 +71,7 @@ def check_mountpoint(mountpoint: str) -> str:
 
     What a dead daemon has left there is detached.
     """
-    path = os.path.realpath(os.path.dirname(os.path.abspath(mountpoint)))
-    path = os.path.join(path, os.path.basename(os.path.abspath(mountpoint)))
-    if mount_at(path) is None:
-        path = os.path.realpath(path)
+    path = resolve(mountpoint)
     detach_dead(path)
     entry = mount_at(path)
     if entry is not None and entry.fstype == FSTYPE:
@@ -89,6 +86,13 @@ def check_mountpoint(mountpoint: str) -> str:
     if not stat.S_ISDIR(status.st_mode):
         raise failure(f"{mountpoint}: is not a directory: mount on an existing directory")
     return path
+
+
+def resolve(mountpoint: str) -> str:
+    """*mountpoint* without symbolic links; what is mounted there is not asked."""
+    folder, name = os.path.split(os.path.abspath(mountpoint))
+    path = os.path.join(os.path.realpath(folder), name)
+    return path if mount_at(path) is not None else os.path.realpath(path)
 
 
 def _cannot_stat(mountpoint: str, error: OSError) -> str:

@@ -1,6 +1,7 @@
 """Killed daemons: nobody hangs, and the next mount of the same image just works."""
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
@@ -267,3 +268,66 @@ def test_ordinary_user_mounts_again_after_a_kill(unprivileged: MakeMount) -> Non
         run([*client, *COMMAND, "umount", mount.path])
     finally:
         os.close(namespace)
+
+
+# --- killed on the way ------------------------------------------------------------------------
+
+
+def _kill_daemon_of(image: Path) -> None:
+    """SIGKILL for the daemon of *image*: it has a session, but does not lead it."""
+    found = []
+    deadline = time.monotonic() + END_SECONDS
+    while not found:
+        assert time.monotonic() < deadline
+        for pid in [int(name) for name in os.listdir("/proc") if name.isdecimal()]:
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                if os.fsencode(image) in words and os.getsid(pid) not in (pid, os.getsid(0)):
+                    found.append(pid)
+    [pid] = found
+    os.kill(pid, signal.SIGKILL)
+
+
+def _wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + END_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_mount_whose_daemon_is_killed_before_it_is_ready_says_so(
+    make_mount: MakeMount, tmp_path: Path
+) -> None:
+    image = make_mount.image("16M")
+    target = tmp_path / "mnt"
+    target.mkdir()
+    with image.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with background([*COMMAND, "mount", image, target]) as mount:
+            _kill_daemon_of(image)
+            _, said = mount.communicate(timeout=END_SECONDS)
+    assert mount.returncode == 4
+    assert said == "daxfs mount: the daemon died: its log may tell why\n"
+    daxfs("fsck", "-n", image)
+
+
+def test_mount_whose_daemon_is_killed_when_it_is_attached_leaves_no_dead_mount(
+    make_mount: MakeMount, tmp_path: Path
+) -> None:
+    image = make_mount.image("16M")
+    target = tmp_path / "mnt"
+    target.mkdir()
+    code = 0
+    for _ in range(20):
+        with background([*COMMAND, "mount", image, target]) as mount:
+            _wait_for(lambda: mount_minor(target))
+            _kill_daemon_of(image)
+            mount.communicate(timeout=END_SECONDS)
+            code = mount.returncode
+        if code == 4:
+            break
+        daxfs("umount", target)  # it was ready
+    assert code == 4
+    assert mount_minor(target) is None
+    daxfs("mount", image, target)
+    daxfs("umount", target)
