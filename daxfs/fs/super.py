@@ -134,7 +134,7 @@ class FileSystem(NameOperations, SpaceOperations):
 
     def _check_root(self) -> None:
         if not self.inode_numbers.is_used(ROOT_INO):
-            raise CorruptionError("the root inode is free")
+            raise CorruptionError("there is no root inode")
         root = self.iget(ROOT_INO)
         if not root.is_dir or root.nlink < 2:
             raise CorruptionError("the root inode is no directory")

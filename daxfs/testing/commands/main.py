@@ -13,6 +13,7 @@ COMMANDS: dict[str, str] = {
     "kill": "kill",
     "explore": "explore",
     "replay": "replay",
+    "poison": "poison",
 }
 """The module of this package in which each command is, as the function ``command``."""
 
