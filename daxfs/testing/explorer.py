@@ -9,6 +9,7 @@ The modules, in reading order: ``recorder`` (the log), ``states`` (what a crash 
 ``walker`` (one workload), and this one.
 """
 
+import logging
 import multiprocessing
 import os
 import time
@@ -61,6 +62,8 @@ def explore(
     both when the workloads that are being explored are done. *recovery*: interrupt recovery too.
     *progress* hears of what was found so far. *jobs* processes; with 1 it is this one.
     """
+    # What a mount logs of a damaged image is a finding here, and not for the terminal.
+    logging.getLogger("daxfs").addHandler(logging.NullHandler())
     everything = list(workloads)
     task = _Task()
     task.workloads = everything

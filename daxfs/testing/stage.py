@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from daxfs.errors import FsError
 from daxfs.fs.core import Operation
+from daxfs.fs.inode import Inode
 from daxfs.fs.super import FileSystem
 from daxfs.mkfs.format import format_image
-from daxfs.ondisk.layout import BLOCK_SIZE, Superblock
+from daxfs.ondisk.layout import BLOCK_SIZE, INODE_SIZE, ROOT_INO, Superblock
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 from daxfs.testing.oracles import STALE, Legal, MakePersist, Tree, visible_tree
@@ -167,6 +168,7 @@ class Ground:
         """Run *prepare* on an empty filesystem of *size* bytes."""
         with PoisonImage.anonymous(size) as image:
             sb = format_image(image)
+            _set_root_times(image, sb)
             persist = Persist(image, "memory")
             fs = WatchedFs.mount(image, persist, enable_acl=True, discard=False)
             prepare(fs)
@@ -180,6 +182,14 @@ class Ground:
         assert kinds is not None, "the prepared tree is damaged"
         data.reshape(-1, BLOCK_SIZE)[kinds == FREE] = STALE
         return cls(name, data, sb, tree)
+
+
+def _set_root_times(image: Image, sb: Superblock) -> None:
+    """Give the root the time of the clock here: a ground is the same each time it is made."""
+    offset = sb.inode_offset(ROOT_INO)
+    root = Inode(ROOT_INO, image.mem[offset : offset + INODE_SIZE])
+    root.atime_ns = root.mtime_ns = root.ctime_ns = root.crtime_ns = _START_NS
+    image.mem[offset : offset + INODE_SIZE] = root.encode()
 
 
 class Recording:
