@@ -156,6 +156,13 @@ class Damaged:
             root = self.word(block_of(root) * BLOCK_SIZE)
         return block_of(root)
 
+    def blob(self, path: str) -> int:
+        """Where the attributes are; the inode has some."""
+        root = self.row(path)["xattr_root"]
+        for _ in range(root >> 4 & 7):
+            root = self.word(block_of(root) * BLOCK_SIZE)
+        return block_of(root) * BLOCK_SIZE
+
     def root_node(self, path: str) -> int:
         """Where the root node of the block map is; the map has one."""
         root = self.row(path)["map_root"]

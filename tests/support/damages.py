@@ -390,24 +390,16 @@ def symlink_with_nul(image: Damaged) -> None:
     image.poke(image.first_block("link") * BLOCK_SIZE + 2, b"\0")
 
 
-def xattr_block(image: Damaged) -> int:
-    """The first block of the attributes of "labelled"."""
-    root = image.row("labelled")["xattr_root"]
-    for _ in range(root >> 4 & 7):
-        root = image.word(block_of(root) * BLOCK_SIZE)
-    return block_of(root) * BLOCK_SIZE
-
-
 def xattr_magic(image: Damaged) -> None:
-    image.poke(xattr_block(image), b"xxxx")
+    image.poke(image.blob("labelled"), b"xxxx")
 
 
 def xattr_payload(image: Damaged) -> None:
-    image.poke(xattr_block(image) + 30, b"x")
+    image.poke(image.blob("labelled") + 30, b"x")
 
 
 def xattr_length(image: Damaged) -> None:
-    image.poke(xattr_block(image) + 8, struct.pack("<I", 1 << 30))
+    image.poke(image.blob("labelled") + 8, struct.pack("<I", 1 << 30))
 
 
 def xattr_root(image: Damaged) -> None:
@@ -416,14 +408,14 @@ def xattr_root(image: Damaged) -> None:
 
 def xattr_records(image: Damaged) -> None:
     """The number of records is not under the checksum."""
-    image.poke(xattr_block(image) + 12, struct.pack("<I", 1))
+    image.poke(image.blob("labelled") + 12, struct.pack("<I", 1))
 
 
 def xattr_sealed(change: Callable[[bytearray], None]) -> Damage:
     """The records of "labelled" changed by *change*, under a right checksum."""
 
     def damage(image: Damaged) -> None:
-        at = xattr_block(image)
+        at = image.blob("labelled")
         length = struct.unpack("<I", image.peek(at + 8, 4))[0]
         blob = bytearray(image.peek(at + 16, length))
         change(blob)
@@ -467,15 +459,15 @@ def xattr_name_twice(blob: bytearray) -> None:
 
 
 def xattr_checksum(image: Damaged) -> None:
-    image.poke(xattr_block(image) + 4, b"abcd")
+    image.poke(image.blob("labelled") + 4, b"abcd")
 
 
 def xattr_count(image: Damaged) -> None:
-    image.poke(xattr_block(image) + 12, struct.pack("<I", 0xFFFFFFFF))
+    image.poke(image.blob("labelled") + 12, struct.pack("<I", 0xFFFFFFFF))
 
 
 def xattr_length_short(image: Damaged) -> None:
-    image.poke(xattr_block(image) + 8, struct.pack("<I", 0))
+    image.poke(image.blob("labelled") + 8, struct.pack("<I", 0))
 
 
 def xattr_twice(image: Damaged) -> None:
@@ -488,7 +480,7 @@ def xattr_unwritten(image: Damaged) -> None:
 
 
 def _acl(image: Damaged, change: Callable[[bytearray], None]) -> None:
-    at = block_of(image.row("listed")["xattr_root"]) * BLOCK_SIZE
+    at = image.blob("listed")
     length = struct.unpack("<I", image.peek(at + 8, 4))[0]
     blob = bytearray(image.peek(at + 16, length))
     change(blob)
@@ -518,7 +510,7 @@ def acl_version(image: Damaged) -> None:
 
 
 def acl_default_of_file(image: Damaged) -> None:
-    at = block_of(image.row("listed")["xattr_root"]) * BLOCK_SIZE
+    at = image.blob("listed")
     length = struct.unpack("<I", image.peek(at + 8, 4))[0]
     value = image.peek(at + 16, length).partition(acl.XATTR_ACCESS)[2]
     blob = struct.pack("<HxxI", len(acl.XATTR_DEFAULT), len(value)) + acl.XATTR_DEFAULT + value
