@@ -11,6 +11,7 @@ Invariants
   that says no more than the mode is not stored.
 """
 
+import contextlib
 import errno
 import stat
 from typing import Final
@@ -21,7 +22,7 @@ from daxfs.errors import CorruptionError, FsError
 from daxfs.fs import acl
 from daxfs.fs.core import Core, Operation
 from daxfs.fs.inode import Inode
-from daxfs.ondisk.acl import XATTR_ACCESS, XATTR_DEFAULT
+from daxfs.ondisk.acl import XATTR_ACCESS, XATTR_DEFAULT, Acl
 from daxfs.ondisk.acl import decode as decode_acl
 from daxfs.ondisk.acl import encode as encode_acl
 from daxfs.ondisk.layout import (
@@ -55,7 +56,11 @@ def decode_blob(ino: int, blob: bytes) -> dict[bytes, bytes]:
         place = start + name_len + value_len
         if place > length:
             raise CorruptionError(f"inode {ino}: the extended attributes are cut off")
-        attributes[payload[start : start + name_len]] = payload[start + name_len : place]
+        name = payload[start : start + name_len]
+        is_legal = 0 < name_len <= NAME_MAX and value_len <= XATTR_VALUE_MAX and b"\0" not in name
+        if not is_legal or name in attributes:
+            raise CorruptionError(f"inode {ino}: the extended attribute {name!r} cannot be")
+        attributes[name] = payload[start + name_len : place]
     return attributes
 
 
@@ -67,6 +72,15 @@ def encode_blob(attributes: dict[bytes, bytes]) -> bytes:
     )
     crc = google_crc32c.value(payload)
     return XATTR_HEADER.pack(XATTR_MAGIC, crc, len(payload), len(attributes)) + payload
+
+
+def _stored_acl(inode: Inode, value: bytes) -> Acl:
+    """The access control list *value* that *inode* has on the image. EUCLEAN."""
+    with contextlib.suppress(FsError):
+        entries = decode_acl(value)
+        if entries:
+            return entries
+    raise CorruptionError(f"inode {inode.ino}: its access control list is damaged")
 
 
 class XattrOperations(Core):
@@ -216,7 +230,7 @@ class XattrOperations(Core):
         value = attributes.get(XATTR_ACCESS)
         if value is None:
             return
-        entries = acl.with_mode(decode_acl(value), inode.mode)
+        entries = acl.with_mode(_stored_acl(inode, value), inode.mode)
         if encode_acl(entries) != value:
             changed = attributes | {XATTR_ACCESS: encode_acl(entries)}
             self._store_xattrs(op, inode, changed)
@@ -230,7 +244,7 @@ class XattrOperations(Core):
             value = self._xattrs(directory).get(XATTR_DEFAULT)
         if value is None:
             return mode & ~(umask & 0o777), {}
-        access, mode = acl.inherit(decode_acl(value), mode)
+        access, mode = acl.inherit(_stored_acl(directory, value), mode)
         attributes = {} if acl.is_trivial(access) else {XATTR_ACCESS: encode_acl(access)}
         if stat.S_ISDIR(mode):
             attributes[XATTR_DEFAULT] = value

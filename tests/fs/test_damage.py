@@ -7,6 +7,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 
+import google_crc32c
 import pytest
 from fsbox import PAGE, ROOT, FsBox
 
@@ -14,7 +15,16 @@ from daxfs.errors import CorruptionError, FsError
 from daxfs.fs.dir import HOLES_MAX
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
-from daxfs.ondisk.layout import FILE_SIZE_MAX, INODE_SIZE, INODE_STRUCT, encode_inode
+from daxfs.fs.xattr import decode_blob, encode_blob
+from daxfs.ondisk.acl import XATTR_ACCESS, XATTR_DEFAULT
+from daxfs.ondisk.layout import (
+    FILE_SIZE_MAX,
+    INODE_SIZE,
+    INODE_STRUCT,
+    XATTR_HEADER,
+    XATTR_MAGIC,
+    encode_inode,
+)
 from daxfs.ondisk.tree import walk
 
 
@@ -277,3 +287,44 @@ def test_a_folder_that_gives_up_more_links_than_it_has_is_damage() -> None:
     with pytest.raises(CorruptionError, match="more links or blocks"):
         box.fs.rmdir(folder, b"e")
     box.close()
+
+
+@pytest.mark.parametrize("value", [b"", b"\2\0\0\0", b"\2\0\0\0rubbish!"], ids=len)
+def test_an_access_control_list_that_is_none_is_damage(value: bytes) -> None:
+    box = FsBox(enable_acl=True)
+    fs = box.fs
+    folder = fs.mkdir(box.root, b"d", 0o755, ROOT)
+    with fs.operation() as op:
+        fs._store_xattrs(op, folder, {XATTR_DEFAULT: value, XATTR_ACCESS: value})
+    for action, args in (
+        (fs.create, (folder, b"f", 0o644, ROOT)),
+        (fs.setattr, (folder, AttrChanges(mode=0o700))),
+    ):
+        with pytest.raises(CorruptionError, match="access control list"):
+            action(*args)
+    assert box.names(folder) == []
+    box.close()
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {b"": b""},
+        {b"user." + b"n" * 251: b""},
+        {b"user.\0": b""},
+        {b"user.a": bytes((64 << 10) + 1)},
+    ],
+    ids=["empty", "long", "nul", "large"],
+)
+def test_attributes_that_cannot_be_are_damage(attributes: dict[bytes, bytes]) -> None:
+    blob = encode_blob(attributes)
+    with pytest.raises(CorruptionError, match="cannot be"):
+        decode_blob(7, blob)
+
+
+def test_an_attribute_that_stands_there_twice_is_damage() -> None:
+    one = encode_blob({b"user.a": b"1"})[XATTR_HEADER.size :]
+    payload = one + one
+    header = XATTR_HEADER.pack(XATTR_MAGIC, google_crc32c.value(payload), len(payload), 2)
+    with pytest.raises(CorruptionError, match="cannot be"):
+        decode_blob(7, header + payload)
