@@ -1,9 +1,9 @@
 """Hostile images chosen by the code that they reach: atheris (libFuzzer) drives ``hostile.Bench``.
 
 libFuzzer mutates strings of bytes and keeps those that reach new branches of daxfs; a string stands
-for an image through ``hostile.ByteDice``. ``python -m daxfs.testing.guided CORPUS SECONDS`` is one
-such process: atheris instruments modules while they are imported, so it must come first. Processes
-share their corpus, a folder, through which one learns what another has found.
+for an image through ``hostile.ByteDice``. This module, run as a program, is one such process:
+atheris instruments modules while they are imported, so it must come first. Processes share their
+corpus, a folder, through which one learns what another has found.
 """
 
 import os
@@ -39,23 +39,16 @@ def fuzz_guided(*, seconds: float, jobs: int | None = None, corpus: str | None =
     if find_spec("atheris") is None:
         raise CommandError("atheris is not installed: run pip install 'daxfs[fuzz]'")
     jobs = jobs or os.cpu_count() or 1
-    with tempfile.TemporaryDirectory(prefix="daxfs-corpus-") as folder:
-        corpus = corpus or folder
+    with tempfile.TemporaryDirectory(prefix="daxfs-guided-") as scratch:
+        corpus = corpus or f"{scratch}/corpus"
         _begin(Path(corpus))
         started = time.monotonic()
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "daxfs.testing.guided", corpus, str(round(seconds))],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-            )
-            for _ in range(jobs)
-        ]
-        outputs = [_output(process, seconds + _END_SECONDS) for process in processes]
+        logs = [Path(scratch, f"log-{number}") for number in range(jobs)]
+        processes = [_start(log, corpus, scratch, str(round(seconds))) for log in logs]
+        for process in processes:
+            _wait(process, started + seconds + _END_SECONDS)
         elapsed = time.monotonic() - started
+        outputs = [log.read_text(errors="replace") for log in logs]
         kept = sum(1 for _ in Path(corpus).iterdir())
     executed = sum(int(n) for output in outputs for n in _EXECUTED.findall(output))
     branches = max(
@@ -82,16 +75,22 @@ def _begin(corpus: Path) -> None:
             (corpus / f"begin-{number}").write_bytes(Random(number).randbytes(LENGTH_MAX // 2))
 
 
-def _output(process: "subprocess.Popen[str]", seconds: float) -> str:
-    """What *process* prints until its end, which comes within *seconds* or by force."""
+def _start(log: Path, *words: str) -> "subprocess.Popen[bytes]":
+    argv = [sys.executable, "-m", "daxfs.testing.guided", *words]
+    with log.open("wb") as file:
+        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+
+
+def _wait(process: "subprocess.Popen[bytes]", deadline: float) -> None:
+    """Return when *process* has ended, which it does by force at *deadline* (monotonic)."""
     try:
-        return process.communicate(timeout=seconds)[0]
+        process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
-        return process.communicate()[0]
+        process.wait()
 
 
-def _search(corpus: str, seconds: str) -> None:
+def _search(corpus: str, scratch: str, seconds: str) -> None:
     """One process: never returns."""
     import atheris
 
@@ -114,7 +113,7 @@ def _search(corpus: str, seconds: str) -> None:
     limit_time()
     options = [f"-max_total_time={seconds}", f"-max_len={LENGTH_MAX}", "-print_final_stats=1"]
     options += ["-len_control=0", "-reload=10", "-rss_limit_mb=4096", f"-timeout={UNIT_SECONDS}"]
-    options += ["-artifact_prefix=/dev/null/", corpus]
+    options += [f"-artifact_prefix={scratch}/", corpus]
     atheris.Setup([sys.argv[0], *options], one)
     atheris.Fuzz()
 
