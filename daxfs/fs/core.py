@@ -202,8 +202,10 @@ class Core:
         for inode, pgoff, count in op.published:
             self.dax.punch(inode, pgoff << PAGE_SHIFT, (pgoff + count) << PAGE_SHIFT)
         for inode in op.inodes.values():
-            raw = self._row(inode.ino)
-            inode.decode(raw)
+            try:
+                inode.decode(self._row(inode.ino))
+            except CorruptionError:  # a damaged free row, which new_row has told of
+                inode.clear()
             inode.xattrs = None
             if not inode.mode:
                 self._known.pop(inode.ino, None)

@@ -58,7 +58,7 @@ class NameOperations(FileOperations):
         """The inode that *name* stands for. ENOENT, ENAMETOOLONG, ENOTDIR, EUCLEAN."""
         dirent = self._find(directory, name)
         if dirent is not None:
-            return self._child(directory, dirent)
+            return self.child(directory, name, dirent.ino)
         if name == b".":
             return directory
         if name == b"..":
@@ -79,15 +79,16 @@ class NameOperations(FileOperations):
         dirent = self._find(directory, name)
         if dirent is None:
             raise FsError(errno.ENOENT)
-        return dirent, self._child(directory, dirent)
+        return dirent, self.child(directory, name, dirent.ino)
 
-    def _child(self, directory: Inode, dirent: Dirent) -> Inode:
+    def child(self, directory: Inode, name: bytes, ino: int) -> Inode:
+        """The inode *ino* that *name* in *directory*, or ``..``, stands for. EUCLEAN."""
         try:
-            return self.iget(dirent.ino)
+            return self.iget(ino)
         except FsError as error:
             if error.errno != errno.ESTALE:
                 raise
-        raise CorruptionError(f"directory {directory.ino}: {dirent.name!r} has no inode")
+        raise CorruptionError(f"directory {directory.ino}: {name!r} has no inode")
 
     def readdir(self, directory: Inode, cookie: int = 0) -> Iterator[DirEntry]:
         """The names behind *cookie* (0: all), ``.`` and ``..`` first. ENOTDIR, EUCLEAN.
@@ -403,5 +404,5 @@ class NameOperations(FileOperations):
             if directory.ino in seen:
                 raise CorruptionError(f"directory {directory.ino} lies below itself")
             seen.add(directory.ino)
-            directory = self.iget(directory.parent)
+            directory = self.child(directory, b"..", directory.parent)
         raise FsError(errno.EINVAL)

@@ -365,8 +365,9 @@ class Operations(pyfuse3.Operations):
         """
         told = False
         try:
-            for name, ino, _, cookie in self._fs.readdir(self._handles[fh], start_id):
-                inode = self._fs.iget(ino)
+            directory = self._handles[fh]
+            for name, ino, _, cookie in self._fs.readdir(directory, start_id):
+                inode = self._fs.child(directory, name, ino)
                 if not pyfuse3.readdir_reply(token, name, self._attributes(inode), cookie):
                     break
                 told = True

@@ -328,3 +328,37 @@ def test_an_attribute_that_stands_there_twice_is_damage() -> None:
     header = XATTR_HEADER.pack(XATTR_MAGIC, google_crc32c.value(payload), len(payload), 2)
     with pytest.raises(CorruptionError, match="cannot be"):
         decode_blob(7, header + payload)
+
+
+def test_a_failure_over_a_damaged_free_row_undoes_everything() -> None:
+    """The row that could not be read to begin with does not keep the others from being read."""
+    box = FsBox(1 << 20)
+    fs = box.fs
+    offset = fs.sb.inode_offset(2)
+    box.image.mem[offset + 8] = 1
+    box.file(b"other", b"")
+    while fs.blocks.free:
+        fs.blocks.alloc(NoHooks(), 1)
+    fs.directories.index(box.root).free.take(PAGE // 2)
+    before = box.root.nlink
+    box.image.mem[fs.sb.inode_offset(3) + 8] = 1
+    with pytest.raises(FsError) as caught:
+        fs.mkdir(box.root, b"n" * 255, 0o755, ROOT)
+    assert caught.value.errno == errno.ENOSPC
+    assert box.root.nlink == before
+    box.close()
+
+
+def test_a_folder_whose_parent_is_free_is_damage_where_it_is_climbed() -> None:
+    box = FsBox()
+    fs = box.fs
+    folder = fs.mkdir(box.root, b"d", 0o755, ROOT)
+    below = fs.mkdir(folder, b"e", 0o755, ROOT)
+    other = fs.mkdir(box.root, b"f", 0o755, ROOT)
+    below.parent = 77
+    with pytest.raises(CorruptionError, match="has no inode"):
+        fs.rename(box.root, b"f", below, b"g")
+    with pytest.raises(CorruptionError, match="has no inode"):
+        fs.child(below, b"..", below.parent)
+    assert fs.lookup(box.root, b"f") is other
+    box.close()
