@@ -193,30 +193,38 @@ class Load:
         self._close()
 
     def kill_clients(self, count: int) -> None:
-        """One mount on which *count* clients are killed, one after the other."""
+        """One mount on which *count* clients are killed, one after the other.
+
+        What a killed client did is there at once, and still after the next mount; the others go
+        on. Under dax=never the kernel may fail to write the pages of a program that is killed, and
+        tells the next one that closes the file or syncs it (EIO): there, what was synced counts.
+        """
         rng, site = self._rng, self.site
         options = rng.choice(OPTIONS)
-        self.doing = f"{options}, killing clients, {self.counts['clients_killed']} so far"
+        is_cached = options.startswith("dax=never")
         site.mount(options)
-        everyone = range(len(self._clients))
-        self._start(everyone)
-        for _ in range(count):
+        self._start(range(len(self._clients)))
+        for _ in range(min(count, len(self._clients) - 1) if is_cached else count):
+            self.doing = f"{options}, killing clients, {self.counts['clients_killed']} so far"
             time.sleep(rng.uniform(0.02, 0.3))
-            self._expect_running()
             victim = rng.choice(list(self._processes))
+            if not is_cached:
+                self._expect_running()
             os.kill(self._processes[victim], signal.SIGKILL)
             self._join([victim])
             self.counts["clients_killed"] += 1
-            self._verify("seen", [victim])
-            self._start([victim])
+            if not is_cached:
+                self._verify("seen", [victim])
+                self._start([victim])
         for process in self._processes.values():
             os.kill(process, signal.SIGKILL)
         self._join()
-        self._verify("seen")
+        if not is_cached:
+            self._verify("seen")
         site.unmount()
         site.check_clean()
         site.mount(rng.choice(OPTIONS))
-        self._verify("through")  # nothing is pending: all of it must be the same
+        self._verify("cached" if is_cached else "through")
         self._close()
 
     def _close(self) -> None:
