@@ -82,6 +82,26 @@ def test_daemon_killed_while_its_thread_waits_for_a_page_hangs_nobody(
     assert len(os.listdir(mount.path)) == 3
 
 
+def test_mount_frees_those_who_hang_where_the_guard_was_killed_too(
+    plain: DaxMount, as_root: None
+) -> None:
+    (plain.path / "kept").write_bytes(b"kept")
+    with _storers(plain.path, 3) as clients:
+        _stop_while_a_thread_waits(plain.pid)
+        [guard] = _children(plain.pid)
+        os.kill(int(guard), signal.SIGKILL)
+        assert plain.process is not None
+        plain.process.kill()
+        daxfs("mount", plain.image, plain.path)
+        assert (plain.path / "kept").read_bytes() == b"kept"
+        for client in clients:
+            client.kill()
+            client.wait(END_SECONDS)
+        plain.process.wait(END_SECONDS)
+        plain.process = None
+    daxfs("umount", plain.path)
+
+
 def test_guard_of_a_mount_ends_with_it(make_mount: MakeMount) -> None:
     mount = make_mount()
     (mount.path / "f").touch()
