@@ -24,6 +24,10 @@
  * answered once: a capsule that goes unanswered answers EIO, and one that outlives its session
  * answers nothing, since libfuse's part of the request went with the session.  Capsules are made,
  * answered and destroyed, and sessions are made and destroyed, in the GIL: that is their lock.
+ *
+ * A page of the image that the host cannot provide (its file was cut off, its disk fails) would end
+ * the daemon by SIGBUS.  Instead the page becomes one of zeroes of this process alone, which is noted:
+ * whoever answers a request asks whether that has happened, before the answer.
  */
 #define PY_SSIZE_T_CLEAN
 #define FUSE_USE_VERSION 35
@@ -36,11 +40,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #if __has_include(<fuse_lowlevel.h>)
 #include <fuse_lowlevel.h>
@@ -677,7 +684,65 @@ static PyObject *invalidate_attributes(PyObject *module, PyObject *number)
 	return PyBool_FromLong(session && !fuse_lowlevel_notify_inval_inode(session, ino, -1, 0));
 }
 
+/* The mapping of the image, and whether a page of it was lost. */
+static uintptr_t guarded_start, guarded_end, page_size;
+static volatile sig_atomic_t page_is_lost;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+	uintptr_t page = (uintptr_t)info->si_addr & ~(page_size - 1);
+
+	(void)context;
+	if (page >= guarded_start && page < guarded_end &&
+	    mmap((void *)page, page_size, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED) {
+		page_is_lost = 1;
+		return;
+	}
+	/* The access is repeated, and ends the process as without a handler. */
+	signal(number, SIG_DFL);
+}
+
+PyDoc_STRVAR(guard_doc,
+"guard(buffer)\n--\n\n"
+"From now on survive SIGBUS in *buffer*, a mapping of whole pages; with None, in nothing. The page is\n"
+"one of zeroes afterwards, and has_lost_page() true.");
+
+static PyObject *guard(PyObject *module, PyObject *buffer)
+{
+	struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
+	Py_buffer view;
+
+	(void)module;
+	guarded_start = guarded_end = 0;
+	page_is_lost = 0;
+	if (buffer == Py_None)
+		Py_RETURN_NONE;
+	if (PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE) < 0)
+		return NULL;
+	page_size = (uintptr_t)sysconf(_SC_PAGESIZE);
+	guarded_start = (uintptr_t)view.buf;
+	guarded_end = guarded_start + (uintptr_t)view.len;
+	PyBuffer_Release(&view);
+	if (sigaction(SIGBUS, &action, NULL) < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(has_lost_page_doc,
+"has_lost_page()\n--\n\n"
+"Whether a page of the guarded buffer could not be provided since guard().");
+
+static PyObject *has_lost_page(PyObject *module, PyObject *ignored)
+{
+	(void)module;
+	(void)ignored;
+	return PyBool_FromLong(page_is_lost);
+}
+
 static PyMethodDef methods[] = {
+	{"guard", guard, METH_O, guard_doc},
+	{"has_lost_page", has_lost_page, METH_NOARGS, has_lost_page_doc},
 	{"configure", configure, METH_VARARGS, configure_doc},
 	{"has_session", has_session, METH_NOARGS, has_session_doc},
 	{"has_operations", has_operations, METH_NOARGS, has_operations_doc},

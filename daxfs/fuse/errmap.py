@@ -26,6 +26,9 @@ class Observer(Protocol):
     def answered(self, op: str, start_ns: int) -> None:
         """A request *op* that began at *start_ns* (monotonic clock) is about to be answered."""
 
+    def check_medium(self) -> None:
+        """Raise MediaError if what was read of the image may not be what it holds."""
+
     def corrupted(self, error: CorruptionError | MediaError) -> None:
         """A request met damage in the image, or its medium failed."""
 
@@ -48,7 +51,13 @@ def handler(function: Handler[S, P, T]) -> Callable[Concatenate[S, P], Any]:
     async def answer(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         start_ns = time.monotonic_ns()
         try:
-            return await function(self, *args, **kwargs)
+            try:
+                result = await function(self, *args, **kwargs)
+            except Exception:
+                self.check_medium()
+                raise
+            self.check_medium()
+            return result
         except Exception as error:
             raise pyfuse3.FUSEError(_errno_of(self, op, error)) from None
         finally:

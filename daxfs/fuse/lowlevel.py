@@ -44,6 +44,8 @@ from daxfs.fuse.ledger import Run  # noqa: E402
 __all__ = [
     "Request",
     "configure",
+    "guard",
+    "has_lost_page",
     "invalidate",
     "invalidate_attributes",
     "let_kernel_zero",
@@ -146,6 +148,21 @@ def invalidate(runs: list[Run]) -> tuple[int, int]:
             gone[ino] = failure.errno or errno.EIO
     done = sum(end - start for ino, start, end in runs if gone[ino] in (0, errno.ENOENT))
     return done, next((code for code in gone.values() if code not in (0, errno.ENOENT)), 0)
+
+
+def guard(memory: memoryview | None) -> None:
+    """Survive pages of the mapping *memory* that the host cannot provide; None: no more.
+
+    Such a page is one of zeroes afterwards, and ``has_lost_page`` tells of it. Without the
+    extension the process ends by SIGBUS.
+    """
+    if _extension is not None:
+        _extension.guard(memory)
+
+
+def has_lost_page() -> bool:
+    """Whether zeroes may have been read, since ``guard``, for what the host could not provide."""
+    return _extension is not None and bool(_extension.has_lost_page())
 
 
 def read_is_cached() -> bool:

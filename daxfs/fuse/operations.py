@@ -114,6 +114,16 @@ class Operations(pyfuse3.Operations):
         if op not in ("read", "write"):
             self._poller.note()
 
+    def check_medium(self) -> None:
+        """See errmap.Observer. Once a page was lost nothing is believed any more."""
+        if lowlevel.has_lost_page():
+            self._fs.read_only = self._fs.must_not_change = True
+            raise BadDataError(
+                "the host cannot provide a page of the image (is its file cut off?): "
+                "nothing can be read or changed until it is mounted again",
+                0,
+            )
+
     def corrupted(self, error: CorruptionError | MediaError) -> None:
         """See errmap.Observer."""
         self._fs.report_corruption(error)

@@ -77,6 +77,7 @@ def run(
     with _image(path, options, size) as image:
         persist = Persist(image, domain_for(image, options.persist))
         session: Session | None = None
+        lowlevel.guard(image.mem)
 
         def on_change(ino: int, start: int, end: int, kind: str) -> None:
             if session is not None:
@@ -104,6 +105,7 @@ def run(
             image.mark_ending()
             _unmount(fs, path)
             persist.close()
+            lowlevel.guard(None)
 
 
 def _absolute(image_spec: str) -> str:

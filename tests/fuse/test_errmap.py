@@ -15,12 +15,17 @@ from daxfs.fuse.lowlevel import pyfuse3
 class Owner:
     def __init__(self) -> None:
         self.ops: list[str] = []
-        self.damage: list[CorruptionError] = []
+        self.damage: list[CorruptionError | MediaError] = []
+        self.lost = False
 
     def answered(self, op: str, start_ns: int) -> None:
         self.ops.append(op)
 
-    def corrupted(self, error: CorruptionError) -> None:
+    def check_medium(self) -> None:
+        if self.lost:
+            raise MediaError("a page is gone")
+
+    def corrupted(self, error: CorruptionError | MediaError) -> None:
         self.damage.append(error)
 
     @handler
@@ -96,3 +101,15 @@ def test_cancellation_passes() -> None:
         assert scope.cancelled_caught
 
     trio.run(main)
+
+
+def test_what_was_read_of_a_lost_page_is_no_answer() -> None:
+    owner = Owner()
+    owner.lost = True
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        trio.run(owner.request, lambda: b"zeroes")
+    assert caught.value.errno == errno.EIO
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        trio.run(owner.request, _raise(FsError(errno.EBUSY)))
+    assert caught.value.errno == errno.EIO
+    assert len(owner.damage) == 2

@@ -171,6 +171,35 @@ def test_stores_through_mmap_are_told_by_msync_once_and_kept(mount: DaxMount, di
     expect_whole(mount)
 
 
+@pytest.mark.parametrize("left", [0, 4 * MIB])
+def test_an_image_that_is_cut_off_under_a_mount_ends_no_daemon(
+    make_mount: MakeMount, left: int
+) -> None:
+    mount = make_mount()
+    mount.checked = False
+    data = os.urandom(8 * MIB)
+    path = mount.path / "file"
+    path.write_bytes(data)
+    fd = os.open(path, os.O_RDWR)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.truncate(mount.image, left)
+    for change in (
+        lambda: os.pread(fd, MIB, 7 * MIB),
+        lambda: os.pwrite(fd, b"x" * MIB, 0),
+        lambda: os.listdir(mount.path),
+        lambda: (mount.path / "new").write_bytes(b"new"),
+    ):
+        with pytest.raises(OSError, match=r"Input/output|Read-only"):
+            change()
+    os.close(fd)
+    assert "cannot provide a page of the image" in mount.log()
+    assert "Traceback" not in mount.log()
+    mount.stop()
+    result = daxfs("mount", mount.image, mount.path, check=False)
+    assert result.returncode == 32
+    assert "cut off" in result.stderr or "too small" in result.stderr
+
+
 def test_a_mount_may_turn_read_only(mount: DaxMount, disk: Disk) -> None:
     mount.remount("nodiscard,errors=remount-ro")
     (mount.path / "old").write_bytes(b"old")
