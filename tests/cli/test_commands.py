@@ -1,5 +1,6 @@
 """What all commands share: help, one line for an error, exit codes."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -155,3 +156,17 @@ def test_a_call_by_mount_fuse3_is_a_mount(arguments: list[str]) -> None:
 )
 def test_other_calls_are_not_taken_for_one_by_mount_fuse3(arguments: list[str]) -> None:
     assert main.prepare(arguments) == arguments
+
+
+def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"{tmp_path}/image"
+    assert CliRunner().invoke(main, ["mkfs", "--size", "1M", path]).exit_code == 0
+
+    def fail(fd: int, length: int, offset: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    for words, code in ((["fsck", "-n", path], 8), (["info", path], 1)):
+        result = CliRunner().invoke(main, words)
+        assert (result.exit_code, result.output.count("\n")) == (code, 1), result.output
+        assert f"daxfs {words[0]}: {path}: Input/output error at 2048: " in result.output
