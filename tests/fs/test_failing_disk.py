@@ -1,0 +1,117 @@
+"""A medium that fails to take stores: EIO, nothing half done, and all goes on when it is back."""
+
+import errno
+from collections.abc import Callable
+
+import pytest
+from fsbox import PAGE, FsBox
+
+from daxfs.errors import FsError, MediaError
+from daxfs.pmem.persist import Persist
+
+DATA = b"x" * 3 * PAGE
+
+
+class Disk:
+    """A box whose image is msynced, which fails after *left* more times while that is set."""
+
+    def __init__(self, box: FsBox, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.box = box
+        self.left: int | None = None
+        box.fs.unmount()
+        box.persist.close()
+        monkeypatch.setattr(box.image, "msync", self._msync)
+        self.remount()
+
+    def _msync(self, offset: int, length: int) -> None:
+        if self.left is not None:
+            if not self.left:
+                raise MediaError("the disk fails")
+            self.left -= 1
+
+    def remount(self) -> None:
+        self.box.persist = Persist(self.box.image, "msync")
+        self.box.fs = type(self.box.fs).mount(self.box.image, self.box.persist)
+
+
+@pytest.fixture
+def disk(make_box: Callable[..., FsBox], monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(make_box(), monkeypatch)
+
+
+def refused(call: Callable[[], object]) -> None:
+    with pytest.raises(FsError) as caught:
+        call()
+    assert caught.value.errno == errno.EIO
+
+
+def test_fsync_that_fails_leaves_the_pages_dirty_and_may_be_repeated(disk: Disk) -> None:
+    fs = disk.box.fs
+    file = disk.box.file(b"f", DATA)
+    assert file.mapping.has_dirty()
+    disk.left = 0
+    refused(lambda: fs.fsync(file))
+    assert file.mapping.has_dirty()
+    refused(lambda: fs.fsync(file))
+    disk.left = None
+    fs.fsync(file)
+    assert not file.mapping.has_dirty()
+
+
+@pytest.mark.parametrize("left", range(8))
+def test_an_operation_that_fails_at_any_fence_is_done_or_undone(disk: Disk, left: int) -> None:
+    """And the next one waits until it is certain which."""
+    box = disk.box
+    file = box.file(b"f", DATA)
+    before = box.tree()
+    disk.left = left
+    try:
+        box.fs.rename(box.root, b"f", box.root, b"g")
+    except MediaError:
+        done = b"/g" in box.tree()
+        assert done or box.tree() == before
+        refused(lambda: box.file(b"h"))
+        refused(lambda: box.fs.unlink(box.root, b"g" if done else b"f"))
+        assert (b"/g" in box.tree()) == done
+    else:
+        done = True
+    disk.left = None
+    assert box.data(file) == DATA
+    box.file(b"h")
+    after = box.tree()
+    assert (b"/g" in after) == done
+    box.crash()
+    assert box.tree() == after
+    box.fs.unmount()
+
+
+def test_blocks_freed_by_what_may_still_be_undone_are_not_used(disk: Disk) -> None:
+    """Recovery could give them back to the file that had them."""
+    box = disk.box
+    box.file(b"f", DATA)
+    other = box.file(b"other", b"o")
+    for left in range(8):
+        disk.left = left
+        try:
+            box.fs.unlink(box.root, b"f")
+        except MediaError:
+            for pos in (0, PAGE, 7 * PAGE):
+                refused(lambda pos=pos: box.fs.write(other, pos, b"n" * PAGE))  # type: ignore[misc]
+            start = box.fs.sb.data_start * PAGE
+            assert bytes(box.image.mem[start:]).count(b"n" * PAGE) == 0
+        else:
+            break
+        disk.left = None
+        if b"/f" not in box.tree():
+            box.file(b"f", DATA)
+
+
+def test_an_unmount_that_fails_leaves_an_image_that_is_recovered(disk: Disk) -> None:
+    box = disk.box
+    box.file(b"f", DATA)
+    tree = box.tree()
+    disk.left = 0
+    refused(box.fs.unmount)
+    disk.left = None
+    box.crash()
+    assert box.tree() == tree
