@@ -108,12 +108,19 @@ class FileSystem(NameOperations, SpaceOperations):
             # What cannot be told from free is readable as long as the host holds it.
             usage.blocks |= backing.held[: len(usage.blocks)]
         backing.secure(usage.blocks & ~metadata_blocks(sb))
+        journal = Journal(persist, sb)
+
+        def give_back(offset: int, length: int) -> None:
+            # What frees the blocks may still be undone: then they stay as they are.
+            if journal.is_settled:
+                backing.discard(offset, length)
+
         fs = cls(
             image,
             persist,
             sb,
-            Journal(persist, sb),
-            BlockAllocator(sb, usage.blocks, backing.discard if discard else None, backing),
+            journal,
+            BlockAllocator(sb, usage.blocks, give_back if discard else None, backing),
             InodeAllocator(sb, usage.inodes),
             Options(dax, atime, enable_acl, diratime, remount_ro),
             Trace(),

@@ -265,6 +265,11 @@ class Journal:
         """Whether there is an unfinished transaction, which recovery would undo; see ``scan``."""
         return bool(scan(source, sb))
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether no transaction that has ended may still be undone by a recovery."""
+        return self._unfinished is None
+
     def begin(self) -> Transaction:
         """Open a transaction; use it in a ``with`` statement.
 

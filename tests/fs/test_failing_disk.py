@@ -106,6 +106,21 @@ def test_blocks_freed_by_what_may_still_be_undone_are_not_used(disk: Disk) -> No
             box.file(b"f", DATA)
 
 
+def test_blocks_freed_by_what_may_still_be_undone_are_not_discarded(disk: Disk) -> None:
+    box = disk.box
+    box.file(b"f", b"\xdb" * 64 * PAGE)
+    for left in range(8):
+        disk.left = left
+        try:
+            box.fs.unlink(box.root, b"f")
+        except MediaError:
+            box.fs.blocks.flush_discards()
+            assert bytes(box.image.mem).count(b"\xdb" * PAGE) == 64
+            if b"/f" not in box.tree():
+                return
+    raise AssertionError("none of the fences came behind the commit point")
+
+
 def test_an_unmount_that_fails_leaves_an_image_that_is_recovered(disk: Disk) -> None:
     box = disk.box
     box.file(b"f", DATA)
