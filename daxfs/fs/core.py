@@ -75,6 +75,10 @@ class Options(NamedTuple):
     """Whether the mount turns read-only when it meets damage."""
 
 
+def _never() -> bool:
+    return False
+
+
 class Operation:
     """One operation that changes the image: its transaction and what it has touched in memory."""
 
@@ -149,6 +153,8 @@ class Core:
         self.dax: Final = Dax(persist, self.iomap, trace, on_change)
         self.read_only = False
         """Whether changing operations fail with EROFS; the shell may set it (errors=remount-ro)."""
+        self.page_is_lost: Callable[[], bool] = _never
+        """Whether zeroes may have been read for what the host cannot provide; the shell knows."""
         self.must_not_change = False
         """Whether it has to stay read-only: what is in use is not known completely."""
         self.current: Operation | None = None
@@ -179,6 +185,8 @@ class Core:
             with self.journal.begin() as tx:
                 op = self.current = Operation(tx, self.now_ns(), self._row)
                 yield op
+                if self.page_is_lost():
+                    raise MediaError("what was read of the image may not be what it holds")
                 self._finish(op)
         except BaseException:
             if op is not None:

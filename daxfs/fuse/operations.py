@@ -116,7 +116,7 @@ class Operations(pyfuse3.Operations):
 
     def check_medium(self) -> None:
         """See errmap.Observer. Once a page was lost nothing is believed any more."""
-        if lowlevel.has_lost_page():
+        if self._fs.page_is_lost():
             self._fs.read_only = self._fs.must_not_change = True
             raise BadDataError(
                 "the host cannot provide a page of the image (is its file cut off?): "

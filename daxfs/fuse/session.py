@@ -98,6 +98,7 @@ def run(
             )
         except OSError as error:
             raise mounting.failure(_image_line(path, error)) from error
+        fs.page_is_lost = lowlevel.has_lost_page
         try:
             session = Session(fs, options, image_spec, target)
             session.serve(ready)

@@ -157,8 +157,11 @@ class Image:
     @classmethod
     def anonymous(cls, size: int) -> Self:
         """An image of *size* bytes, rounded down to 4096, that lives in a memfd and has no file."""
-        fd = os.memfd_create("daxfs", os.MFD_CLOEXEC)
-        return cls._sized(ANONYMOUS_PATH, fd, align_down(size, PAGE_SIZE))
+        fd = os.memfd_create("daxfs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        image = cls._sized(ANONYMOUS_PATH, fd, align_down(size, PAGE_SIZE))
+        # Whoever gets at it through /proc must not cut it off beneath the mapping.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        return image
 
     @classmethod
     def _sized(cls, path: str, fd: int, size: int) -> Self:

@@ -130,3 +130,13 @@ def test_an_unmount_that_fails_leaves_an_image_that_is_recovered(disk: Disk) -> 
     disk.left = None
     box.crash()
     assert box.tree() == tree
+
+
+def test_nothing_is_committed_that_was_made_of_a_lost_page(box: FsBox) -> None:
+    file = box.file(b"f", DATA)
+    tree = box.tree()
+    box.fs.page_is_lost = lambda: True
+    refused(lambda: box.fs.unlink(box.root, b"f"))
+    refused(lambda: box.fs.write(file, len(DATA), b"more"))
+    box.fs.page_is_lost = lambda: False
+    assert box.tree() == tree

@@ -207,3 +207,10 @@ def test_ranges_outside_of_the_image_are_refused(memory: Image, offset: int, len
 def test_on_memory_tells_memfd_from_a_disk(memory: Image) -> None:
     assert memory.on_memory
     assert memory.path == ANONYMOUS_PATH
+
+
+def test_an_image_in_memory_cannot_be_cut_off(memory: Image) -> None:
+    with pytest.raises(PermissionError):
+        os.ftruncate(memory.fd, MIB)
+    with pytest.raises(PermissionError):
+        os.truncate(f"/proc/self/fd/{memory.fd}", 0)
