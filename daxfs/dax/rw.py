@@ -62,6 +62,7 @@ class Dax:
         on_change: OnChange | None = None,
     ) -> None:
         self.persist = persist
+        self._image = persist.image
         self.ops = ops
         self.trace = trace
         self.on_change = on_change
@@ -75,7 +76,7 @@ class Dax:
 
     def is_bad(self, addr: int, length: int) -> bool:
         """Whether a bad block lies in these bytes of the image."""
-        bad = self.persist.image.badblocks
+        bad = self._image.badblocks
         return bad is not None and bad.first(addr, length) is not None
 
     def readable(self, inode: DaxInode, pos: int, addr: int, length: int, unit: int = 1) -> int:
@@ -83,7 +84,7 @@ class Dax:
 
         A multiple of *unit*, or all. BadDataError: none.
         """
-        bad = self.persist.image.badblocks
+        bad = self._image.badblocks
         place = None if bad is None else bad.first(addr, length)
         if place is None:
             return length
@@ -103,7 +104,7 @@ class Dax:
         *new* blocks are wiped: nothing in them counts. The sector in which the file ends is covered
         by what reaches its end. BadDataError: a bad block is covered in part.
         """
-        bad = self.persist.image.badblocks
+        bad = self._image.badblocks
         end = addr + len(part)
         low, high = addr & _PAGE_MASK, (end + PAGE_SIZE - 1) & _PAGE_MASK
         if bad is None or bad.first(low, high - low) is None:
@@ -118,7 +119,7 @@ class Dax:
 
     def _expect_covered(self, inode: DaxInode, pos: int, addr: int, length: int) -> None:
         """BadDataError if a store to this range, byte *pos* on, covers a bad block in part."""
-        bad = self.persist.image.badblocks
+        bad = self._image.badblocks
         place = None if bad is None else bad.partly(addr, length)
         if place is not None:
             raise _bad_data(inode, max(pos, pos + place - addr), place)
@@ -176,7 +177,8 @@ class Dax:
             if addr == _HOLE:
                 fault.load_hole(self, inode, first, count)
             else:
-                self.expect_readable(inode, pos, addr, end - pos)
+                if self._image.badblocks is not None:
+                    self.expect_readable(inode, pos, addr, end - pos)
                 fault.insert_mapping(self, inode, first, count, addr >> PAGE_SHIFT, write=False)
             _append(pieces, pos, end, addr)
             pos = end
@@ -245,7 +247,8 @@ class Dax:
             if iomap.new or inode.mapping.has_zero(first, end):
                 inode.mapping.invalidate_sync(first, end)
                 self.announce(inode, first << PAGE_SHIFT, end << PAGE_SHIFT, "mapped")
-            self._make_way(inode, pos, addr, view[:count], new=iomap.new)
+            if self._image.badblocks is not None:
+                self._make_way(inode, pos, addr, view[:count], new=iomap.new)
             low, high = addr, addr + count
             if iomap.new:
                 low, high = addr & _PAGE_MASK, (high + PAGE_SIZE - 1) & _PAGE_MASK

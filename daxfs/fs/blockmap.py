@@ -79,6 +79,10 @@ class Memory(Protocol):
     @property
     def mem(self) -> memoryview: ...
 
+    @property
+    def badblocks(self) -> object | None:
+        """None: the medium can return all of it."""
+
     def check_readable(self, offset: int, length: int) -> None:
         """Raise MediaError if the medium cannot return the bytes of the range."""
 
@@ -144,7 +148,8 @@ class BlockMap:
 
     def _node(self, block: int) -> Node:
         """The entries of the node in *block*, read in place."""
-        self._image.check_readable(block * BLOCK_SIZE, BLOCK_SIZE)
+        if self._image.badblocks is not None:
+            self._image.check_readable(block * BLOCK_SIZE, BLOCK_SIZE)
         return np.frombuffer(
             self._image.mem, ENTRY_DTYPE, ENTRIES_PER_NODE, offset=block * BLOCK_SIZE
         )

@@ -82,8 +82,10 @@ def _never() -> bool:
 class Operation:
     """One operation that changes the image: its transaction and what it has touched in memory."""
 
-    def __init__(self, tx: Transaction, now_ns: int, expect_row: Callable[[int], object]) -> None:
-        """*expect_row* raises MediaError if the row of an inode cannot be stored."""
+    def __init__(
+        self, tx: Transaction, now_ns: int, expect_row: Callable[[int], object] | None
+    ) -> None:
+        """*expect_row* raises MediaError if the row of an inode cannot be stored; None: all can."""
         self.tx: Final = tx
         self._expect_row = expect_row
         self.now_ns: Final = now_ns
@@ -103,9 +105,9 @@ class Operation:
 
         To be called before its fields are changed: if this fails, nothing would change them back.
         """
-        if inode.ino not in self.inodes:
+        if self._expect_row is not None and inode.ino not in self.inodes:
             self._expect_row(inode.ino)
-            self.inodes[inode.ino] = inode
+        self.inodes[inode.ino] = inode
 
     def remap(self, inode: Inode, change: Change) -> None:
         """Take over what the block map says of the tree of *inode*."""
@@ -183,7 +185,9 @@ class Core:
         op: Operation | None = None
         try:
             with self.journal.begin() as tx:
-                op = self.current = Operation(tx, self.now_ns(), self._row)
+                op = self.current = Operation(
+                    tx, self.now_ns(), None if self.image.badblocks is None else self._row
+                )
                 yield op
                 if self.page_is_lost():
                     raise MediaError("what was read of the image may not be what it holds")
