@@ -110,11 +110,11 @@ class Dax:
         if bad is None or bad.first(low, high - low) is None:
             return
         if new:
-            self.persist.fill(low, high - low)
+            self.persist.mend(low, bytes(high - low))
             return
         last = align_down(end, SECTOR_SIZE)
         if addr <= last < end and pos + len(part) >= inode.size and bad.first(last, SECTOR_SIZE):
-            self.persist.store(last, bytes(part[last - addr :]).ljust(SECTOR_SIZE, b"\0"))
+            self.persist.mend(last, bytes(part[last - addr :]).ljust(SECTOR_SIZE, b"\0"))
         self._expect_covered(inode, pos, addr, len(part))
 
     def _expect_covered(self, inode: DaxInode, pos: int, addr: int, length: int) -> None:

@@ -334,4 +334,4 @@ class Journal:
             start = max(self.start, run.first * SECTOR_SIZE)
             end = min(self.end, run.end * SECTOR_SIZE)
             if start < end:
-                self.persist.fill(start, end - start)
+                self.persist.mend(start, bytes(end - start))

@@ -215,6 +215,10 @@ class Persist:
         """Make the sectors of *run* good; they hold what they held. ENOSPC: the table is full."""
         self._change_table(self.image.read_badblocks().clearing(run))
 
+    def mend(self, offset: int, data: Buffer) -> None:
+        """Make the bad blocks of a range good by *data*, which is durable when this returns."""
+        self.persist(offset, data)
+
     def _change_table(self, changes: list[SlotStore]) -> None:
         for offset, value in changes:
             self.store_u64(offset, value)

@@ -158,6 +158,32 @@ def test_a_cleared_sector_holds_what_was_stored_before_the_table_says_so() -> No
         persist.close()
 
 
+def test_a_table_is_made_of_empty_slots_that_are_durable_first() -> None:
+    with Image.anonymous(SIZE) as image:
+        persist = Persist(image, "memory")
+        seen: list[object] = []
+
+        class Watch(Cut):
+            def on_store(self, offset: int, data: bytes) -> None:
+                seen.append((offset, len(data)))
+
+            def on_flush(self, offset: int, length: int) -> None:
+                seen.append(("flush", offset, length))
+
+            def on_fence(self) -> None:
+                seen.append("fence")
+
+        persist.observer = Watch(image)
+        persist.add_badblocks(Sectors(100, 1))
+        word, slot = (TABLE_OFFSET, 8), (TABLE_OFFSET + 8, 8)
+        assert seen == [
+            *((TABLE_OFFSET, TABLE_SIZE), ("flush", TABLE_OFFSET, TABLE_SIZE), "fence"),
+            *(word, ("flush", *word), "fence"),
+            *(slot, ("flush", *slot), "fence"),
+        ]
+        persist.close()
+
+
 def test_a_discard_makes_bad_blocks_good(image: Image, persist: Persist) -> None:
     persist.add_badblocks(Sectors(64, 16))
     assert persist.discard(64 * SECTOR, 4096)
