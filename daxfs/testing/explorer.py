@@ -9,20 +9,23 @@ The modules, in reading order: ``recorder`` (the log), ``states`` (what a crash 
 ``walker`` (one workload), and this one.
 """
 
+import functools
 import logging
 import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import combinations
 from typing import Final
 
 from daxfs.pmem.persist import Persist
 from daxfs.testing.oracles import MakePersist
 from daxfs.testing.outcome import Outcome
+from daxfs.testing.result import Failure, Result
 from daxfs.testing.stage import Ground, PlainWorkload, Workload
 from daxfs.testing.states import DOMAINS, CrashDomain
 from daxfs.testing.trees import TREES
-from daxfs.testing.walker import Failure, Result, Walker
+from daxfs.testing.walker import Walker
 
 CHUNK_MIN: Final = 8
 CHUNK_MAX: Final = 128
@@ -69,7 +72,8 @@ def explore(
     task.workloads = everything
     task.deadline = float("inf") if seconds is None else time.monotonic() + seconds
     task.stop_at_first = stop_at_first
-    task.walker = Walker(
+    new_walker = functools.partial(
+        Walker,
         _grounds(everything),
         make_persist=make_persist,
         domains=domains,
@@ -77,17 +81,18 @@ def explore(
         stop_at_first=stop_at_first,
         recovery=recovery,
     )
+    task.walker = new_walker()
     total = Result()
     for result in _results(task, jobs):
         total.add(result)
         if progress is not None:
             progress(total)
-        if limit is not None and len(total.distinct) >= limit:
+        if limit is not None and total.distinct.at_most >= limit and len(total.distinct) >= limit:
             break
         if stop_at_first and total.failures:
             break
     total.failures[:SHORTENED_MAX] = [
-        _shortened(failure, everything, task.walker) for failure in total.failures[:SHORTENED_MAX]
+        _shortened(failure, everything, new_walker) for failure in total.failures[:SHORTENED_MAX]
     ]
     return total
 
@@ -125,6 +130,8 @@ def _run(task: _Task, chunk: range) -> Result:
         total.add(task.walker.explore(task.workloads[index]))
         if task.stop_at_first and total.failures:
             break
+    total.distinct.all()
+    total.recovered.all()
     return total
 
 
@@ -141,15 +148,17 @@ def _chunks(workloads: Sequence[Workload]) -> Iterator[range]:
         start = index
 
 
-def _shortened(failure: Failure, workloads: Sequence[Workload], walker: Walker) -> Failure:
+def _shortened(
+    failure: Failure, workloads: Sequence[Workload], new_walker: Callable[[], Walker]
+) -> Failure:
     """*failure*, or one with the same oracle of a workload with fewer steps."""
     name = failure.id.partition("@")[0]
     workload = next(workload for workload in workloads if workload.name == name)
-    for low in range(1, len(workload.steps)):
-        shorter = PlainWorkload.of(workload, workload.steps[low:])
-        for other in walker.explore(shorter).failures:
-            if other.fault.split()[0] == failure.fault.split()[0]:
-                return _shortened(other, [shorter], walker)
+    for count in range(1, len(workload.steps)):
+        for steps in combinations(workload.steps, count):
+            for other in new_walker().explore(PlainWorkload.of(workload, steps)).failures:
+                if other.fault.split()[0] == failure.fault.split()[0]:
+                    return other
     return failure
 
 

@@ -31,12 +31,12 @@ from daxfs.ondisk.layout import (
     STATE_OFFSET,
 )
 from daxfs.testing.oracles import Findings, MakePersist, dirty_tails, examine
+from daxfs.testing.result import Hashes
 from daxfs.testing.stage import Ground, PoisonImage
 from daxfs.testing.states import LINE, Lines
 from daxfs.testing.usage import DATA, FREE, META, Kinds, KindsReader
 
 LineNumbers = npt.NDArray[np.int64]
-Hashes = npt.NDArray[np.uint64]
 
 _LINES_PER_BLOCK: Final = BLOCK_SIZE // LINE
 _STATE_LINE: Final = STATE_OFFSET // LINE

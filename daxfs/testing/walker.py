@@ -10,7 +10,6 @@ must come to the same tree as the recovery that was not interrupted.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,7 +19,8 @@ from daxfs.ondisk.layout import BLOCK_SIZE
 from daxfs.pmem.persist import Persist
 from daxfs.testing.oracles import Findings, MakePersist, Tree, difference
 from daxfs.testing.recorder import Discard, Event, Recorder, Store
-from daxfs.testing.sandbox import Difference, Hashes, LineNumbers, Sandbox, Verdict
+from daxfs.testing.result import Failure, Hashes, Result
+from daxfs.testing.sandbox import Difference, LineNumbers, Sandbox, Verdict
 from daxfs.testing.stage import Ground, Recording, WatchedFs, Workload, record
 from daxfs.testing.stateid import Cut, StateId
 from daxfs.testing.states import (
@@ -43,60 +43,10 @@ _LINES_PER_BLOCK: Final = BLOCK_SIZE // LINE
 Check = Callable[[Findings], str | None]
 
 
-class Failure(NamedTuple):
-    """A state that failed."""
-
-    id: str
-    fault: str
-    """Beginning with the number and the name of the oracle."""
-
-    def __str__(self) -> str:
-        return f"{self.id}: {self.fault}"
-
-
 def _number(data: bytes) -> np.uint64:
     """*data* as a number, the same in each process."""
     digest = hashlib.blake2b(data, digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
-
-
-def _none() -> Hashes:
-    return np.zeros(0, np.uint64)
-
-
-@dataclass
-class Result:
-    """What an exploration came to."""
-
-    workloads: int = 0
-    states: int = 0
-    """Crash states looked at; some of them come more than once."""
-    recoveries: int = 0
-    """States that were recovered; each other new one was of the same case as one of these."""
-    recovery_workloads: int = 0
-    """Workloads of which recovery was interrupted."""
-    recovery_states: int = 0
-    """States of interrupted recoveries, distinct for each recovery."""
-    failing: int = 0
-    """States that failed."""
-    failures: list[Failure] = field(default_factory=list)
-    """Some of them, reduced."""
-    distinct: Hashes = field(default_factory=_none)
-    """The distinct states, by hash."""
-    recovered: Hashes = field(default_factory=_none)
-    """What recovery left, distinct, by hash: what the oracles examined."""
-
-    def add(self, other: "Result") -> None:
-        """Add up."""
-        self.workloads += other.workloads
-        self.states += other.states
-        self.recoveries += other.recoveries
-        self.recovery_workloads += other.recovery_workloads
-        self.recovery_states += other.recovery_states
-        self.failing += other.failing
-        self.failures += other.failures
-        self.distinct = np.union1d(self.distinct, other.distinct)
-        self.recovered = np.union1d(self.recovered, other.recovered)
 
 
 class Replay(NamedTuple):
@@ -184,9 +134,10 @@ class Walker:
         self._done |= {(workload.tree, *names[:count]) for count in range(len(names) + 1)}
         result.recoveries = sandbox.recoveries - before
         salt = _number(workload.tree.encode())
-        result.distinct = np.unique(np.concatenate([_none(), *self._distinct])) ^ salt
+        for numbers in self._distinct:
+            result.distinct.add(numbers ^ salt)
         cores = [_number(core) ^ salt for core in sandbox.examined]
-        result.recovered = np.unique(np.array(cores, np.uint64))
+        result.recovered.add(np.array(cores, np.uint64))
         sandbox.examined.clear()
         return result
 

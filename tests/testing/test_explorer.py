@@ -12,7 +12,7 @@ from daxfs.pmem.persist import Buffer, Domain, Persist
 from daxfs.testing.explorer import explore, processors
 from daxfs.testing.oracles import MakePersist
 from daxfs.testing.replay import replay
-from daxfs.testing.walker import Result
+from daxfs.testing.result import Result
 from daxfs.testing.workloads import ONE, Workload, three, two, workload
 
 SEED = 20261123
@@ -173,11 +173,11 @@ def test_a_failure_is_reduced_and_can_be_replayed(monkeypatch: pytest.MonkeyPatc
 def test_states_are_counted_once_and_the_same_each_time() -> None:
     names = ("small/create", "small/create+mkdir", "small/create+rename")
     one, two_of_it = explore(some(names[0])), explore(some(names[0], names[0]))
-    assert np.array_equal(one.distinct, two_of_it.distinct)
+    assert np.array_equal(one.distinct.all(), two_of_it.distinct.all())
     together = explore(some(*names))
-    apart = [explore(some(name)).distinct for name in names]
-    assert set(together.distinct.tolist()) <= set(np.concatenate(apart).tolist())
-    assert np.array_equal(explore(some(*names), jobs=2).distinct, together.distinct)
+    apart = [explore(some(name)).distinct.all() for name in names]
+    assert set(together.distinct.all().tolist()) <= set(np.concatenate(apart).tolist())
+    assert np.array_equal(explore(some(*names), jobs=2).distinct.all(), together.distinct.all())
 
 
 def test_it_ends_at_a_number_of_states_and_at_a_time() -> None:

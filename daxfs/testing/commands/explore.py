@@ -10,8 +10,8 @@ import click
 
 from daxfs.testing.commands.main import JSON, finish
 from daxfs.testing.explorer import explore, outcome, processors
+from daxfs.testing.result import Result
 from daxfs.testing.states import DOMAINS, CrashDomain
-from daxfs.testing.walker import Result
 from daxfs.testing.workloads import ONE, Workload, three, two
 
 if TYPE_CHECKING:
@@ -115,8 +115,8 @@ class _Progress:
         """Show *result*, the present one, on top of what was before."""
         if self._status is not None:
             workloads = self._before.workloads + result.workloads
-            states = len(self._before.distinct) + len(result.distinct)
+            states = self._before.distinct.at_most + result.distinct.at_most
             self._status.update(
-                f"{workloads:,} workloads, {states:,} distinct states, "
+                f"{workloads:,} workloads, {states:,} states, "
                 f"{self._before.failing + result.failing} failing"
             )
