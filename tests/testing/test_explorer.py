@@ -1,14 +1,18 @@
 """The crash-state explorer: it finds nothing in daxfs, and it finds what is broken on purpose."""
 
+import json
 import sys
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from daxfs.journal.undo import Transaction
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Buffer, Domain, Persist
+from daxfs.testing.commands.main import main
 from daxfs.testing.explorer import explore, processors
 from daxfs.testing.oracles import MakePersist
 from daxfs.testing.replay import replay
@@ -53,19 +57,20 @@ def some(*names: str) -> list[Workload]:
 # --- daxfs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_no_crash_state_of_one_operation_fails() -> None:
-    workloads = ONE[::2]
-    result = explore(workloads, jobs=processors(), seed=SEED)
+    result = explore(ONE, jobs=processors(), seed=SEED)
     found_nothing(result)
     assert result.workloads >= 350
     assert len(result.distinct) >= 100_000
 
 
+@pytest.mark.timeout(600)
 def test_no_crash_state_of_pairs_of_operations_fails() -> None:
     found_nothing(explore(islice(two(), 0, None, 97), jobs=processors(), seed=SEED))
 
 
+@pytest.mark.timeout(600)
 def test_no_crash_during_a_recovery_changes_what_it_comes_to() -> None:
     result = explore(ONE[::16], jobs=processors(), seed=SEED, recovery=True)
     found_nothing(result)
@@ -185,3 +190,44 @@ def test_it_ends_at_a_number_of_states_and_at_a_time() -> None:
     assert len(limited.distinct) >= 1000
     assert limited.workloads < 100
     assert explore(ONE[:20], seconds=0).workloads == 0
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+
+def test_the_command_explores_and_writes_what_it_found(tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    arguments = ["--workloads", "3", "--jobs", "1", "--domain", "memory", "--json", str(file)]
+    ran = CliRunner().invoke(main, ["explore", *arguments])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads(file.read_text())
+    assert found["failures"] == []
+    assert found["figures"]["workloads"] == 3
+    assert 0 < found["figures"]["distinct_states"] <= found["figures"]["states"]
+
+
+@pytest.mark.parametrize(("options", "workloads"), [("--workloads 1", 1), ("--minutes 0", 0)])
+def test_samples_of_three_operations_end_as_told(
+    tmp_path: Path, options: str, workloads: int
+) -> None:
+    file = tmp_path / "found.json"
+    arguments = ["--steps", "3", "--jobs", "1", "--json", str(file), *options.split()]
+    ran = CliRunner().invoke(main, ["explore", *arguments])
+    assert ran.exit_code == 0, ran.output
+    assert json.loads(file.read_text())["figures"]["workloads"] == workloads
+
+
+def test_the_command_replays_a_state_and_refuses_what_is_none() -> None:
+    ran = CliRunner().invoke(main, ["replay", "small/create@m0:"])
+    assert (ran.exit_code, "no oracle fails" in ran.output) == (0, True)
+    assert "create begins" in ran.output
+    assert "---- crash ----" in ran.output
+    for state in ("small/create@p9999:", "small/nothing@p1:", "nonsense"):
+        assert CliRunner().invoke(main, ["replay", state]).exit_code == 2
+
+
+def test_the_command_fails_when_a_state_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transaction, "_commit", lambda self: None)
+    ran = CliRunner().invoke(main, ["explore", "--workloads", "1", "--jobs", "1"])
+    assert ran.exit_code == 1
+    assert "scripts/crash-test replay 'empty/create@" in ran.output
