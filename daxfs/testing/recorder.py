@@ -9,8 +9,11 @@ Kernel counterpart: dm-log-writes; the tracers of PM testing tools (Yat, Chipmun
     recorder.end()
     persist.observer = None
 
-From the log and the bytes of the image before it, ``states.crash_points`` makes what a crash can
-leave.
+From the log and the bytes of the image before it, ``states.crash_images`` makes what a crash can
+leave:
+
+    for crashed in crash_images(recorder.events, before, "power"):
+        check(crashed)
 
 Invariants
 - The log is in program order. A store is logged before it takes effect, with the bytes that it

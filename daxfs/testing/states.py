@@ -20,6 +20,7 @@ order; and ``RANDOM`` seeded ones. Pairs are taken among at most ``PAIR_LINES`` 
 chosen.
 """
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -167,6 +168,27 @@ def crash_points(
     """
     walk = _power if domain == "power" else _memory
     return walk(events, durable, seed)
+
+
+def crash_images(
+    events: Sequence[Event], before: bytes, domain: CrashDomain, seed: int = 0
+) -> Iterator[bytes]:
+    """Each image that a crash can leave, once, of a log that began with the image *before*.
+
+    For programs of one's own, on small images; whole lines of 64 bytes.
+    """
+    durable = np.frombuffer(before, np.uint8).reshape(-1, LINE).copy()
+    seen = set()
+    for point in crash_points(events, durable, domain, seed):
+        for choices in point.choices():
+            for choice in choices.tolist():
+                image = durable.copy()
+                image[point.lines] = point.image_lines(choice)
+                raw = image.tobytes()
+                digest = hashlib.blake2b(raw, digest_size=16).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    yield raw
 
 
 def _memory(events: Sequence[Event], durable: Lines, seed: int) -> Iterator[CrashPoint]:
