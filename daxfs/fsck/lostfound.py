@@ -55,7 +55,7 @@ class LostFound:
             context.parents[row.ino] = (home.ino, offset)
             row.parent = home.ino
             context.write_inode(row)
-            home.nlink += 1
+            _add_link(home)
             context.write_inode(home)
         return True
 
@@ -85,7 +85,7 @@ class LostFound:
         context.fence()
         context.write_inode(row)
         context.references[ino] += 1
-        root.nlink += 1
+        _add_link(root)
         context.write_inode(root)
         return row
 
@@ -146,3 +146,8 @@ class LostFound:
 def _room(record: Record) -> int:
     """How many bytes of *record* are free for another one."""
     return record.rec_len - (dirent_size(len(record.name)) if record.ino else 0)
+
+
+def _add_link(row: InodeRow) -> None:
+    """Count one more subdirectory; a count that is full is wrong anyway, as pass 4 will find."""
+    row.nlink = min(row.nlink + 1, 0xFFFFFFFF)

@@ -226,7 +226,7 @@ class _Trial:
             self._use(strict=False)
         if self._repair():
             self._info()
-            if self._use(strict=True) and dice.random() < 0.5:
+            if self._use(strict=True) and dice.random() < 0.25:
                 code, said = self._fsck(repair=False)
                 if code != FsckExit.CLEAN:
                     raise Failure(f"after use of a repaired image: {said}")
@@ -241,7 +241,7 @@ class _Trial:
             return False
         user = User(fs, remount_ro=dice.random() < 0.2, strict=strict)
         user.walk()
-        user.change(dice, dice.choice([0, 5, 10, 25]))
+        user.change(dice, dice.choice([0, 5, 10] if strict else [0, 5, 10, 25]))
         is_ended = dice.random() < 0.8
         if is_ended:
             user.attempt("unmount", fs.unmount)
@@ -322,11 +322,11 @@ class _Trial:
             raise Failure(f"info: {error!r}") from error
 
     def _repair(self) -> bool:
-        """fsck -n for every second image, -y, -n; whether the image is sound now."""
+        """fsck -n for every fourth image, -y, -n; whether the image is sound now."""
         found: FsckExit | None = None
         said: list[str] = []
-        if self.dice.random() < 0.5:
-            look = self.dice.random() < 0.2
+        if self.dice.random() < 0.25:
+            look = self.dice.random() < 0.4
             before = bytes(self.image.mem) if look else b""
             found, said = self._fsck(repair=False)
             if look and bytes(self.image.mem) != before:

@@ -239,3 +239,32 @@ def test_names_behind_a_bad_record_are_kept(damaged: Damaged) -> None:
     after = damaged.listing()
     gone = {path for path in before if path and before[path] != after.get(path)}
     assert gone == {"one"}, "it is in lost+found"
+
+
+def test_lost_folders_find_a_place_below_a_root_whose_link_count_is_full(damaged: Damaged) -> None:
+    damaged.change("", nlink=0xFFFFFFFF)
+    damaged.poke(damaged.record("", b"folder"), bytes(4))
+    code, text = damaged.fsck("-y")
+    assert code == 1, text
+    assert "lost+found" in text
+    assert damaged.fsck("-n")[0] == 0
+    assert f"lost+found/#{damaged.numbers['folder']}/sub/deep" in damaged.tree()
+
+
+def test_lost_folders_find_a_place_in_a_lost_found_whose_link_count_is_full(
+    damaged: Damaged,
+) -> None:
+    damaged.poke(damaged.record("", b"folder"), bytes(4))
+    assert damaged.fsck("-y")[0] == 1
+    assert "lost+found" in damaged.tree()
+    home = next(
+        ino
+        for ino in range(2, 1024)
+        if damaged.peek(damaged.sb.inode_offset(ino), 4) == (0o40700).to_bytes(4, "little")
+    )
+    damaged.numbers["lost+found"] = home
+    damaged.change("lost+found", nlink=0xFFFFFFFF)
+    damaged.poke(damaged.record("", b"many"), bytes(4))
+    code, text = damaged.fsck("-y")
+    assert code == 1, text
+    assert damaged.fsck("-n")[0] == 0
