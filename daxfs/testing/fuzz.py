@@ -194,12 +194,14 @@ def _work(
     """The life of one worker."""
     _limit_memory()
     limit_time()
-    base_kb = 0
+    base_kb, parent = 0, os.getppid()
     begun = time.process_time()
     with _bench(mount) as bench:
         for number in numbers:
             if deadline is not None and time.time() > deadline:
                 break
+            if os.getppid() != parent:
+                return  # whoever started this run was killed
             at.value = number
             case = Case(f"{seed}.{number}")
             message = bench.fails(case)
