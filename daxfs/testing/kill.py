@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from daxfs.testing import clients
 from daxfs.testing.clients import Client, Storm, View, Writer
 from daxfs.testing.outcome import Outcome
-from daxfs.testing.site import Failed, Hang, Site, wait_until
+from daxfs.testing.site import Failed, Hang, Site, is_stopped, wait_until
 
 SIZE: Final = "64M"
 LARGE: Final = 5 << 20
@@ -39,7 +39,8 @@ OPTIONS: Final = (
     "dax=never,nodiscard",
 )
 WAYS: Final = {
-    "kill": 10,
+    "kill": 6,
+    "kill within a change": 6,
     "stop and kill": 3,
     "SIGSEGV": 1,
     "SIGABRT": 1,
@@ -53,6 +54,7 @@ WAYS: Final = {
 
 END_SECONDS: Final = 30.0
 """How long the clients of a dead daemon may take to end."""
+_CHANGE_SECONDS: Final = 3.0
 _ON_DISK_EVERY: Final = 4
 _DAX_FLAG: Final = 0x8000
 
@@ -186,7 +188,7 @@ class Load:
         if is_clean:
             site.check_clean()
         else:
-            site.check_crashed()
+            self.counts["changes_undone"] += site.check_crashed()
             self._kill_mounts(options)
         site.mount(rng.choice(OPTIONS))
         self._verify("cached" if options.startswith("dax=never") else "through")
@@ -238,6 +240,8 @@ class Load:
         """End the daemon; whether it had the time to leave a clean image."""
         site, rng = self.site, self._rng
         match way:
+            case "kill within a change":
+                self._stop_within_change()
             case "stop and kill":
                 site.signal(signal.SIGSTOP)
                 time.sleep(rng.uniform(0.02, 0.3))
@@ -266,6 +270,18 @@ class Load:
                 return False
         site.signal(signal.SIGKILL)
         return False
+
+    def _stop_within_change(self) -> None:
+        """Stop the daemon in the middle of a change of metadata, if it is found in one soon."""
+        deadline = time.monotonic() + _CHANGE_SECONDS
+        while time.monotonic() < deadline:
+            self.site.signal(signal.SIGSTOP)
+            if not wait_until(lambda: is_stopped(self.site.pid), END_SECONDS):
+                raise Hang("the daemon cannot be stopped")
+            if self.site.is_within_change():
+                return
+            self.site.signal(signal.SIGCONT)
+            time.sleep(self._rng.uniform(0, 0.005))
 
     def _beside(self, command: str) -> None:
         """Kill the daemon while ``daxfs COMMAND`` runs."""

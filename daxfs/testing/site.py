@@ -19,11 +19,12 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 import daxfs
+from daxfs.journal import undo
 from daxfs.ondisk import layout
 from daxfs.ondisk.bitmap import decode_bitmap
 
@@ -169,12 +170,21 @@ class Site:
 
     # --- the image --------------------------------------------------------------------------------
 
-    def check_crashed(self) -> None:
-        """``fsck -n`` of an image whose daemon died: nothing but what the next mount mends."""
+    def is_within_change(self) -> bool:
+        """Whether the daemon, which is stopped, is in the middle of a change of metadata."""
+        image = np.memmap(self.image, np.uint8, "r")
+        return bool(undo.scan(image.data, _super_block(image)))
+
+    def check_crashed(self) -> bool:
+        """``fsck -n`` of an image whose daemon died: nothing but what the next mount mends.
+
+        Whether there is a change that the next mount has to undo.
+        """
         code, said = self.run("fsck", "-n", self.image)
         bad = [line for line in said.splitlines() if not _AFTER_A_CRASH.search(line)]
         if code not in (0, 4) or (code == 4 and bad):
             raise Failed(f"fsck exited with {code} after the kill: {said}")
+        return "an operation was interrupted" in said
 
     def check_clean(self) -> None:
         """``fsck -n`` of an image that was unmounted finds nothing."""
@@ -185,8 +195,7 @@ class Site:
     def poison(self) -> None:
         """Fill the free blocks of the clean image: where one shows through, it is seen."""
         image = np.memmap(self.image, np.uint8, "r+")
-        raw = image[layout.SUPER_OFFSET :][: layout.SUPER_SIZE].tobytes()
-        sb = layout.Superblock.decode(raw, len(image) // layout.BLOCK_SIZE)
+        sb = _super_block(image)
         blocks = image[: sb.block_count * layout.BLOCK_SIZE].reshape(-1, layout.BLOCK_SIZE)
         bitmap = blocks[sb.bitmap_start : sb.bitmap_start + sb.bitmap_blocks].tobytes()
         [crc] = struct.unpack("<Q", image[layout.BITMAP_CRC_OFFSET :][:8].tobytes())
@@ -212,11 +221,25 @@ class Site:
             self.folder.rmdir()
 
 
+def _super_block(image: "np.memmap[Any, np.dtype[np.uint8]]") -> layout.Superblock:
+    raw = image[layout.SUPER_OFFSET :][: layout.SUPER_SIZE].tobytes()
+    return layout.Superblock.decode(raw, len(image) // layout.BLOCK_SIZE)
+
+
 def is_gone(pid: int) -> bool:
     """Whether all threads of process *pid* have ended, reaped or not."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
         return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) == 1
+    except OSError:
+        return True
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether all threads of process *pid* are stopped, or wait in the kernel, or are gone."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return all((t / "stat").read_text().rpartition(") ")[2][0] in "TDZX" for t in tasks)
     except OSError:
         return True
 
