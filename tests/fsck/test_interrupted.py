@@ -33,7 +33,7 @@ class Replay:
         """The damaged image's pages that were changed."""
         self.steps: list[Step] = []
         """What the last repair did."""
-        patch.setattr(checker, "Persist", self._persist)
+        patch.setattr(checker, "ReservingPersist", self._persist)
 
     def _persist(self, image: Image, domain: Domain) -> Persist:
         persist = Persist(image, "memory")
@@ -140,6 +140,7 @@ def test_a_repair_that_is_cut_off_can_be_repeated(
         code, text = replay.fsck(repair=True)
         assert code == FsckExit.CORRECTED, text
         steps = replay.steps
+        assert any(what == "store" for what, _, _ in steps), "it was recorded"
         expected = seen_in(image)
         replay.reset()
         known = set()

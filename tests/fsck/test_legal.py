@@ -12,6 +12,7 @@ from damage import SIZE, Damaged
 from daxfs.ondisk import layout
 from daxfs.ondisk.layout import BLOCK_SIZE
 from daxfs.ondisk.mapentry import UNWRITTEN
+from daxfs.pmem.badblocks import TABLE_OFFSET
 
 
 def accepted(image: Damaged) -> None:
@@ -46,8 +47,10 @@ def test_state_words_that_may_be_anything(damaged: Damaged, word: int, value: in
 
 
 def test_the_rest_of_block_0_may_be_anything(damaged: Damaged) -> None:
+    """But for the table of bad blocks."""
     damaged.poke(512, b"\xa5" * 512)
-    damaged.poke(2048, b"\xa5" * 2048)
+    words = layout.JOURNAL_SEQ_OFFSET + 8
+    damaged.poke(words, b"\xa5" * (TABLE_OFFSET - words))
     accepted(damaged)
 
 

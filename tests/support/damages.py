@@ -16,6 +16,7 @@ from daxfs.journal.undo import ENTRY_HEADER, entry_checksum
 from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.ondisk.mapentry import HUGE, TABLE, UNWRITTEN, block_of, entry
+from daxfs.pmem.badblocks import TABLE_OFFSET
 
 Damage = Callable[[Damaged], None]
 
@@ -118,6 +119,12 @@ def bitmap_checksum_high(image: Damaged) -> None:
     """The checksum has 32 bits of the word."""
     crc = image.word(layout.BITMAP_CRC_OFFSET)
     image.poke_word(layout.BITMAP_CRC_OFFSET, crc | 1 << 40)
+
+
+def table_of_bad_blocks(image: Damaged) -> None:
+    """Its slots are empty, outside of the image, and in the table."""
+    slots = [10 << 16, 1 << 40, (4 << 16) + 1]
+    image.poke(TABLE_OFFSET, b"badblks\0" + struct.pack("<3Q", *slots))
 
 
 def journal_of_several(image: Damaged) -> None:
@@ -885,6 +892,7 @@ CASES: Final = [
     Case(backup_zeroed, "the backup of the super block is damaged"),
     Case(state_word, "its state .* is not known"),
     Case(bitmap_checksum_high, "the block bitmap's checksum is wrong"),
+    Case(table_of_bad_blocks, "the table of bad blocks: slots that are not legal: 3"),
     Case(journal_of_several, "ranges in the journal: 4"),
     Case(file_too_short, "data behind the end at byte 5: make it 81920"),
     Case(directory_too_long, "a directory of 1125899906842624 bytes: make it 4096"),
