@@ -169,7 +169,6 @@ def append(context: Context, row: InodeRow, block: int) -> None:
         context.store_u64(_slot_offset(node, pgoff, 0), entry(block, 0))
     row.size += BLOCK_SIZE
     row.blocks += 1
-    context.fence()
     context.write_inode(row)
 
 

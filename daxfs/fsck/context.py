@@ -251,7 +251,10 @@ class Context:
             self.persist.fence()
 
     def write_inode(self, row: InodeRow) -> None:
-        """Store *row* in the inode table, all of it or nothing: half a row is a damaged one."""
+        """Store *row* in the inode table, all of it or nothing: half a row is a damaged one.
+
+        What was stored before is durable before that.
+        """
         offset = self.sb.inode_offset(row.ino)
         if self.persist is None:
             self.view.store(offset, row.pack())

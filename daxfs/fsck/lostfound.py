@@ -82,7 +82,6 @@ class LostFound:
         context.directory_runs[ino] = NO_RUNS
         # The record first: one that names a free inode goes, an inode without a name would stay.
         context.parents[ino] = (ROOT_INO, self._add(root, name, row))
-        context.fence()
         context.write_inode(row)
         context.references[ino] += 1
         _add_link(root)

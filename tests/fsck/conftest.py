@@ -8,6 +8,7 @@ import pytest
 from damage import SIZE, Damaged, fill, mounted
 
 from daxfs.mkfs.format import format_image
+from daxfs.ondisk.layout import BLOCK_SIZE
 from daxfs.pmem.image import Image
 
 
@@ -22,8 +23,17 @@ def pristine(image_space: Path) -> Iterator[tuple[Path, dict[str, int]]]:
     fs.unmount()
     persist.close()
     image.close()
+    _leave_stale_names(path, numbers)
     yield path, numbers
     path.unlink()
+
+
+def _leave_stale_names(path: Path, numbers: dict[str, int]) -> None:
+    """Have every free block hold names of files: what must not be believed."""
+    image = Damaged(path, numbers)
+    stale = image.peek(image.first_block("many") * BLOCK_SIZE, BLOCK_SIZE)
+    for block in image.free_blocks():
+        image.poke(block * BLOCK_SIZE, stale)
 
 
 @pytest.fixture

@@ -169,6 +169,12 @@ class Damaged:
         assert root >> 4 & 7
         return block_of(root) * BLOCK_SIZE
 
+    def free_blocks(self) -> list[int]:
+        """The blocks that are free by the bitmap."""
+        bitmap = self.peek(self.sb.bitmap_start * BLOCK_SIZE, SIZE // BLOCK_SIZE // 8)
+        blocks = range(self.sb.data_start, self.sb.data_end)
+        return [block for block in blocks if not bitmap[block // 8] >> block % 8 & 1]
+
     def seal_super(self, offset: int) -> None:
         """Make the checksum of the super block at *offset* right."""
         raw = self.peek(offset, 508)
