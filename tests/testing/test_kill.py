@@ -23,6 +23,7 @@ def _kill(number: int) -> None:
 
 
 @pytest.mark.mount
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_by_kills_under_load(as_root: None) -> None:
     _kill(20)
