@@ -42,6 +42,11 @@ class BadDataError(MediaError):
         self.pos = pos
 
 
+def ends_transfer(error: OSError) -> bool:
+    """Whether a write or copy that meets *error* on the way returns what was done before it."""
+    return error.errno == errno.ENOSPC or isinstance(error, BadDataError)
+
+
 class CommandError(Exception):
     """What a person did wrong: one line that says what, and what to do. Commands print it."""
 

@@ -208,8 +208,8 @@ class Directories:
     def insert(self, op: "Operation", directory: Inode, name: bytes, ino: int, kind: int) -> None:
         """Add *name*, which is not there; *kind* is a DT_ value. ENOSPC with nothing changed.
 
-        Ordering: the record is stored over logged free space; a new block is stored as free space
-        before the map entry, logged, makes it reachable.
+        Ordering: the record is stored over logged free space. So it is in a new block, whose map
+        entry is logged too: until the commit a crash takes the block away again.
         """
         index = self.index(directory)
         size = dirent_size(len(name))
@@ -276,7 +276,6 @@ class Directories:
         op.remap(directory, change)
         index.holes.discard(page)
         directory.size = max(directory.size, (page + 1) << PAGE_SHIFT)
-        op.change(directory)
         return page << PAGE_SHIFT
 
     def _place(self, directory: Inode, offset: int) -> int:

@@ -20,7 +20,7 @@ from typing import Final
 
 import numpy as np
 
-from daxfs.errors import BadDataError, CorruptionError, FsError
+from daxfs.errors import CorruptionError, FsError, ends_transfer
 from daxfs.fs.blockmap import Node, Take
 from daxfs.fs.core import Operation
 from daxfs.fs.file import FileOperations
@@ -258,7 +258,7 @@ class SpaceOperations(FileOperations):
             try:
                 count = self._copy_run(source, pos_in + done, target, pos_out + done, length - done)
             except FsError as error:
-                if done and (error.errno == errno.ENOSPC or isinstance(error, BadDataError)):
+                if done and ends_transfer(error):
                     break
                 raise
             done += count

@@ -18,7 +18,7 @@ from typing import Final
 
 from daxfs.dax.rw import Buffer
 from daxfs.dax.writeback import Writeback
-from daxfs.errors import BadDataError, CorruptionError, FsError, MediaError
+from daxfs.errors import CorruptionError, FsError, MediaError, ends_transfer
 from daxfs.fs.core import Operation
 from daxfs.fs.inode import Inode, clamp_time
 from daxfs.fs.xattr import XattrOperations
@@ -94,7 +94,7 @@ class FileOperations(XattrOperations):
                     inode, pos + done, view[done : done + WRITE_MAX], set_times
                 )
             except FsError as error:
-                if done and (error.errno == errno.ENOSPC or isinstance(error, BadDataError)):
+                if done and ends_transfer(error):
                     break
                 raise
             done += count

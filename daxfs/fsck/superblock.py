@@ -93,7 +93,7 @@ def recover(
             journal.recover()
         except MediaError as error:
             report.problem(f"not all of it can be undone: {error.strerror}", "go on without it")
-            journal.finish((undo.finished_seq(image) + 1) % (1 << 64))
+            journal.finish(undo.next_seq(undo.finished_seq(image)))
         return
     for offset, old in reversed(entries):
         view.store(offset, old)

@@ -54,8 +54,6 @@ ENTRY_HEADER: Final = struct.Struct("<QQII")
 _CHECKED: Final = struct.Struct("<QQI")
 _WORD: Final = struct.Struct("<Q")
 
-Read = Callable[[int, int], bytes]
-
 
 class UndoEntry(NamedTuple):
     """One valid entry: the bytes that stood at byte *offset* before the transaction."""
@@ -74,12 +72,12 @@ def entry_checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
     return zlib.crc32(padded, zlib.crc32(_CHECKED.pack(seq, offset, length)))
 
 
-def _next_seq(seq: int) -> int:
+def next_seq(seq: int) -> int:
     """The number of the transaction behind number *seq*."""
     return (seq + 1) % (1 << 64)
 
 
-def _reader(source: Image | memoryview) -> Read:
+def _reader(source: Image | memoryview) -> Callable[[int, int], bytes]:
     """How to read an image, of whose file a hole stays one, or its bytes."""
     if isinstance(source, memoryview):
         return lambda offset, length: bytes(source[offset : offset + length])
@@ -96,12 +94,8 @@ def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
 
     MediaError: they cannot all be read.
     """
-    return scan_with(_reader(source), sb)
-
-
-def scan_with(read: Read, sb: Superblock) -> list[UndoEntry]:
-    """``scan`` for who reads an image with *read* (offset, length in bytes)."""
-    seq = _next_seq(_WORD.unpack(read(JOURNAL_SEQ_OFFSET, _WORD.size))[0])
+    read = _reader(source)
+    seq = next_seq(finished_seq(source))
     position = sb.journal_start * BLOCK_SIZE
     end = position + sb.journal_blocks * BLOCK_SIZE
     entries = []
@@ -278,7 +272,7 @@ class Journal:
         assert self.open is None, "a transaction is open already"
         if self._unfinished is not None:
             self.undo(*self._unfinished)
-        self.open = Transaction(self, _next_seq(self._finished))
+        self.open = Transaction(self, next_seq(self._finished))
         return self.open
 
     def recover(self) -> int:
@@ -293,7 +287,7 @@ class Journal:
         for offset, old in entries:
             image.reserve(offset, len(old))
         if entries:
-            self.undo(entries, _next_seq(self._finished))
+            self.undo(entries, next_seq(self._finished))
         return len(entries)
 
     def undo(self, entries: list[UndoEntry], seq: int) -> None:

@@ -281,7 +281,7 @@ def _cut(specimen: Specimen, dice: Random) -> Mutation:
 def _journal(specimen: Specimen, dice: Random) -> Mutation:
     """A valid log that would undo anything, anywhere."""
     sb = specimen.sb
-    seq = undo.finished_seq(memoryview(specimen.raw)) + 1
+    seq = undo.next_seq(undo.finished_seq(memoryview(specimen.raw)))
     log = b""
     for _ in range(dice.choice([1, 1, 2, 5])):
         offset = dice.choice(
