@@ -163,7 +163,8 @@ class Bench:
         found, chosen, dice = case.build()
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.complaints.found.clear()
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_MAX)
+        # Again and again: an exception out of a callback of the garbage collector is swallowed.
+        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_MAX, CPU_SECONDS_MAX)
         try:
             _Trial(self.image(found, chosen), dice, self.tally).run()
         finally:

@@ -267,10 +267,13 @@ def stress(mount: DaxMount, host: Path, seed: int, seconds: float) -> None:
             time.sleep(chance.random() / 50)
             (host / "other").unlink(missing_ok=True)
 
+    fill_up(host / "other")
+    with no_space():
+        write_storm(mount.path)
+    (mount.path / "written").unlink()
     thread = threading.Thread(target=others)
     thread.start()
     contents: dict[Path, bytes] = {}
-    refused = 0
     local = random.Random(seed + 1)
     try:
         while time.monotonic() < deadline:
@@ -289,12 +292,10 @@ def stress(mount: DaxMount, host: Path, seed: int, seconds: float) -> None:
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                refused += 1
     finally:
         thread.join()
     (host / "other").unlink(missing_ok=True)
     assert not failures
-    assert refused
     for path, data in contents.items():
         assert path.read_bytes() == data, f"seed {seed}: {path}"
 
