@@ -14,6 +14,7 @@ from daxfs.fs.core import CLOCK_REALTIME_COARSE
 from daxfs.fs.file import RELATIME_NS, AttrChanges
 from daxfs.fs.inode import TIME_MAX_NS, TIME_MIN_NS
 from daxfs.ondisk.layout import FILE_SIZE_MAX
+from daxfs.testing.recorder import Fence, Flush, Recorder
 
 CHUNK = 2 << 20
 
@@ -314,3 +315,14 @@ def test_opening_with_o_trunc_takes_suid_and_sgid_where_they_are_not_kept(
         box.fs.open(file, os.O_WRONLY | os.O_TRUNC, keep_suid=keep)
         assert (file.size, file.mode & 0o7777) == (0, mode if keep else without)
         box.fs.release(file)
+
+
+def test_fsync_and_sync_end_with_a_fence_behind_their_flushes(box: FsBox) -> None:
+    file = box.file(b"f")
+    for call in (lambda: box.fs.fsync(file), box.fs.sync):
+        box.fs.write(file, 0, b"data")
+        recorder = Recorder(box.image)
+        box.persist.observer = recorder
+        call()
+        box.persist.observer = None
+        assert [type(event) for event in recorder.events] == [Flush, Fence]

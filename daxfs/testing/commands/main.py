@@ -14,6 +14,7 @@ COMMANDS: dict[str, str] = {
     "explore": "explore",
     "replay": "replay",
     "poison": "poison",
+    "mutants": "mutants",
 }
 """The module of this package in which each command is, as the function ``command``."""
 
