@@ -37,6 +37,7 @@ TABLE: Final = ROOT / "docs" / "MUTANTS.md"
 
 _CHUNK: Final = "tests/fs/test_chunk_order.py::test_a_chunk_that_is"
 _WORDS: Final = "tests/fs/test_state_words.py::test_"
+_UNMOUNT: Final = f"{_WORDS}an_unmount_that_has_returned_is_on_the_medium"
 _WRITEBACK: Final = (
     "tests/dax/test_writeback.py::test_dirty_pages_are_flushed_in_runs_fenced_and_become_clean"
 )
@@ -52,12 +53,9 @@ BY_TESTS: Final = {
     ),
     "fs.core.Core.report_corruption": f"{_WORDS}damage_that_was_met_is_on_the_medium",
     "fs.super.FileSystem._start f": f"{_WORDS}a_mount_that_has_returned_is_on_the_medium",
-    "fs.super.FileSystem._store_clean flush 2": (
-        f"{_WORDS}an_unmount_that_has_returned_is_on_the_medium"
-    ),
-    "fs.super.FileSystem._store_clean fence 2": (
-        f"{_WORDS}an_unmount_that_has_returned_is_on_the_medium"
-    ),
+    "fs.super.FileSystem._store_clean store 3": _UNMOUNT,
+    "fs.super.FileSystem._store_clean flush 2": _UNMOUNT,
+    "fs.super.FileSystem._store_clean fence 2": _UNMOUNT,
     "fs.file.FileOperations._fence": (
         "tests/fs/test_file.py::test_fsync_and_sync_end_with_a_fence_behind_their_flushes"
     ),
@@ -70,7 +68,8 @@ BY_TESTS: Final = {
 USUAL: Final = (
     *("small/create-in-empty", "small/unlink-x", "small/append", "small/setxattr-large"),
     *("small/zero-holes", "tight/allocate-too-much", "small/unlink-keep-f", "small/rename"),
-    *("small/append+write-in-place", "small/unlink-f+append", "full-chunks/chunk-split"),
+    *("small/append+write-in-place", "small/unlink-f+append", "small/zero-all"),
+    *("full-chunks/chunk-split", "attributes/truncate-chmod-listed"),
 )
 """Workloads that kill many mutants."""
 TRIES: Final = 6

@@ -49,7 +49,7 @@ KINDS: Final = {
 """The kinds of mutants by the call of a site."""
 
 
-_BEYOND_COMMIT: Final = ("Transaction._append", "Journal.", "fs.super.", "report_corruption")
+_BEYOND_COMMIT: Final = ("Transaction._append", "Journal.", "_store_clean", "report_corruption")
 """Sites whose stores do not wait for the number of a transaction."""
 
 
@@ -250,16 +250,6 @@ def _unfinished_commit() -> AbstractContextManager[object]:
     return mock.patch.object(Transaction, "_commit", commit)
 
 
-def _unfinished_undo() -> AbstractContextManager[object]:
-    def undo_only(self: Journal, entries: list[undo.UndoEntry], seq: int) -> None:
-        for offset, old in reversed(entries):
-            self.persist.store(offset, old)
-            self.persist.flush(offset, len(old))
-        self.persist.fence()
-
-    return mock.patch.object(Journal, "undo", undo_only)
-
-
 def _no_undo_at_abort() -> AbstractContextManager[object]:
     def abort(self: Transaction) -> None:
         self._journal.open = None
@@ -297,11 +287,14 @@ LOGIC: Final[dict[str, Callable[[], AbstractContextManager[object]]]] = {
     "the checksum of an entry leaves out its number": _any_number,
     "the oldest entry is undone first": _oldest_first,
     "a commit does not finish its number": _unfinished_commit,
-    "an undo does not finish its number": _unfinished_undo,
     "an abort undoes nothing": _no_undo_at_abort,
     "a mount undoes nothing": _no_recovery,
     "a mount believes the bitmap of a dirty image": _bitmap_believed,
     "a mount leaves orphans": _orphans_kept,
     "freed blocks are used again before the commit": _freed_at_once,
 }
-"""What breaks a rule, by name."""
+"""What breaks a rule, by name.
+
+An undo that does not finish its number is no bug, and therefore not here: until the next commit,
+which finishes that number, each of its entries says what stands in its range anyway.
+"""

@@ -309,6 +309,7 @@ _RUNS: Final[dict[str, Run]] = {
     "zero-extending": _fallocate("f", ZERO, 8000, 10000),
     "zero-keep": _fallocate("f", ZERO | KEEP, 8000, 10000),
     "zero-holes": _fallocate("h", ZERO, 100, 16300),
+    "zero-all": _fallocate("h", ZERO | KEEP, 0, 5 * PAGE_SIZE),
     "zero-one-page": _fallocate("d/g", ZERO, 0, PAGE_SIZE),
     "copy-behind": _copy("f", 100, "x", 700, 3000),
     "copy-within": _copy("f", 0, "f", 12288, 5000),
@@ -376,6 +377,7 @@ _ELSEWHERE: Final[dict[str, dict[str, Run]]] = {
         "setxattr-grow": _setxattr("f", b"user.c", b"8" * 20000),
         "removexattr-large": _removexattr("f", b"user.a"),
         "chmod-listed": _setattr("x", AttrChanges(mode=0o600)),
+        "truncate-chmod-listed": _setattr("x", AttrChanges(mode=0o600, size=0)),
         "unlist": _removexattr("x", acl.XATTR_ACCESS),
     },
     "tight": {

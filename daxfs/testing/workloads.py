@@ -36,7 +36,14 @@ _UNPAIRED: Final = (
         "append-to-page",
     ),
     *("write-farthest", "write-behind", "truncate-hole", "truncate-in-data", "truncate-same"),
-    *("open-truncate-suid", "punch-last", "zero-keep", "zero-one-page", "copy-unwritten-behind"),
+    *(
+        "open-truncate-suid",
+        "punch-last",
+        "zero-all",
+        "zero-keep",
+        "zero-one-page",
+        "copy-unwritten-behind",
+    ),
     *("set-flags", "setxattr-empty", "set-plain-list", "unmount-mount"),
 )
 """Those on the tree ``small`` of which another of the same operation says enough in pairs."""
