@@ -108,11 +108,12 @@ class BlockAllocator:
         if count > self.free:
             raise FsError(errno.ENOSPC)
         runs: list[Run] = []
+        tx.on_abort(lambda: self._forget(runs))
         left = count
         if goal is not None:
             left -= self._take_goal(goal, count, runs)
         if left == 1:
-            runs.append((self._take_one(), 1))
+            self._take_one(runs)
         elif left:
             self._take_many(left, runs)
         try:
@@ -120,8 +121,8 @@ class BlockAllocator:
                 self.hold(start, length)
         except FsError as error:
             self._forget(runs)
-            runs = self._take_held(count, error)
-        tx.on_abort(lambda: self._forget(runs))
+            runs.clear()
+            self._take_held(count, runs, error)
         return runs
 
     def _take_goal(self, goal: int, count: int, runs: list[Run]) -> int:
@@ -132,34 +133,36 @@ class BlockAllocator:
         if not window[taken]:
             taken = len(window)
         if taken:
-            self._set(goal, taken, True)
-            runs.append((goal, taken))
+            self._take(goal, taken, runs)
         return taken
 
-    def _take_one(self) -> int:
+    def _take(self, start: int, count: int, runs: list[Run]) -> None:
+        """Take free blocks. They go into *runs* first: an abort gives back what stands there."""
+        runs.append((start, count))
+        self._set(start, count, True)
+
+    def _take_one(self, runs: list[Run]) -> None:
         chunk = self._chunk
         if self._reserved[chunk] or not 0 < self._free_of[chunk] < PMD_PAGES:
             chunk = self._chunk = int(self._next_chunks(1)[0])
         block = chunk * PMD_PAGES + int(self._by_chunk[chunk].argmin())
+        runs.append((block, 1))
         self._used[block] = True
         self._free_of[chunk] -= 1
         self.free -= 1
-        return block
 
     def _take_many(self, count: int, runs: list[Run]) -> None:
         chunks = self._next_chunks(count)
         slots = np.flatnonzero(~self._by_chunk[chunks].ravel())[:count]
         self._take_these(chunks[slots // PMD_PAGES] * PMD_PAGES + slots % PMD_PAGES, runs)
 
-    def _take_held(self, count: int, error: FsError) -> list[Run]:
-        """*count* free blocks that the host holds, anywhere. *error*: there are not so many."""
+    def _take_held(self, count: int, runs: list[Run], error: FsError) -> None:
+        """Take *count* free blocks that the host holds. *error*: there are not so many."""
         assert self._backing is not None, "the host has failed to hold blocks"
         blocks = np.flatnonzero(self._backing.held & ~self._used[: len(self._backing.held)])
         if len(blocks) < count or error.errno != errno.ENOSPC:
             raise error
-        runs: list[Run] = []
         self._take_these(blocks[:count], runs)
-        return runs
 
     def _take_these(self, blocks: Blocks, runs: list[Run]) -> None:
         """Take *blocks*, which are free, and append their runs."""
@@ -167,8 +170,7 @@ class BlockAllocator:
         starts = np.concatenate(([0], breaks))
         lengths = np.diff(np.append(starts, len(blocks)))
         for start, length in zip(blocks[starts].tolist(), lengths.tolist(), strict=True):
-            self._set(start, length, True)
-            runs.append((start, length))
+            self._take(start, length, runs)
         self._chunk = int(blocks[-1]) // PMD_PAGES
 
     def _next_chunks(self, count: int) -> Blocks:

@@ -40,10 +40,10 @@ class InodeAllocator:
         if index is None:
             index = self._lowest + int(self._used[self._lowest :].argmin())
             self._lowest = index + 1
-        self._used[index] = True
-        self.free -= 1
         ino = index + 1
         tx.on_abort(lambda: self._release(ino))
+        self._used[index] = True
+        self.free -= 1
         return ino
 
     def _find_near(self, near: int) -> int | None:

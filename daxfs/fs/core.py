@@ -163,6 +163,8 @@ class Core:
         """The running operation."""
         self._told: set[str] = set()
         """What was logged of bad data: programs try again, and readahead before them."""
+        self.is_in_doubt = False
+        """Whether blocks may be marked as used that are not: the next mount finds out."""
         self._held: dict[int, Inode] = {}
         self._known: weakref.WeakValueDictionary[int, Inode] = weakref.WeakValueDictionary()
 
@@ -192,12 +194,28 @@ class Core:
                 if self.page_is_lost():
                     raise MediaError("what was read of the image may not be what it holds")
                 self._finish(op)
-        except BaseException:
-            if op is not None:
-                self._forget_changes(op)
+        except BaseException as error:
+            # Without memory an operation can fail anywhere: in its end too, or in giving back.
+            expected = isinstance(error, OSError)
+            self.is_in_doubt |= not expected
+            undone = False
+            try:
+                if self.journal.open is not None:
+                    self.journal.open.abort()
+                if op is not None:
+                    self._forget_changes(op)
+                undone = expected or self.journal.is_settled
+            finally:
+                if not undone:
+                    self._give_up()
             raise
         finally:
             self.current = None
+
+    def _give_up(self) -> None:
+        """An operation is neither done nor undone: change nothing more, the next mount recovers."""
+        log.critical("an operation could not be undone: the mount is read-only from now on")
+        self.read_only = self.must_not_change = self.is_in_doubt = True
 
     def _finish(self, op: Operation) -> None:
         for block, count in op.spare.values():

@@ -71,11 +71,13 @@ class FreeSpace:
         self._drop(offset, size)
         return size
 
-    def take(self, size: int) -> tuple[int, int] | None:
+    def fits(self, size: int) -> bool:
+        """Whether there is a free record of at least *size* bytes."""
+        return bool(self._sizes >> (size >> 3))
+
+    def take(self, size: int) -> tuple[int, int]:
         """Take out a smallest free record of at least *size* bytes: its offset and size."""
         fitting = self._sizes >> (size >> 3)
-        if not fitting:
-            return None
         size += 8 * ((fitting & -fitting).bit_length() - 1)
         offset = self._by_size[size].pop()
         self._drop(offset, size)
@@ -213,11 +215,11 @@ class Directories:
         """
         index = self.index(directory)
         size = dirent_size(len(name))
-        place = index.free.take(size)
-        if place is None:
-            place = self._add_block(op, directory, index), BLOCK_SIZE
-        op.change_index(directory)
-        offset, room = place
+        if index.free.fits(size):
+            op.change_index(directory)
+            offset, room = index.free.take(size)
+        else:
+            offset, room = self._add_block(op, directory, index), BLOCK_SIZE
         record = DIRENT_HEADER.pack(ino, size, len(name), kind) + name
         record = record.ljust(size, b"\0")
         if room > size:

@@ -301,8 +301,10 @@ class FileOperations(XattrOperations):
                 self.dax.writeback(inode, fence=False).finish()
         except (CorruptionError, MediaError) as error:
             self.report_corruption(error)
-        except OSError as error:
-            log.error("inode %d could not be freed: %s", inode.ino, error)
+        except (OSError, MemoryError) as error:
+            log.error("inode %d could not be freed: %r", inode.ino, error)
+            if inode.mode:  # for another try, at the latest by the unmount
+                self._held[inode.ino] = inode
 
     def _delete_inode(self, op: Operation, inode: Inode) -> None:
         """Free the blocks and the row of *inode*.

@@ -213,6 +213,8 @@ class FileSystem(NameOperations, SpaceOperations):
 
         The bitmap is durable before the words that have it believed. Those lie in one cache line,
         so that the checksum is there before the state; until then it has no meaning.
+
+        It stays marked as mounted where memory is not sure to agree with it (is_in_doubt).
         """
         self.sync()
         self.blocks.flush_discards()
@@ -221,7 +223,7 @@ class FileSystem(NameOperations, SpaceOperations):
         self.persist.store(place, bitmap)
         self.persist.flush(place, len(bitmap))
         self.persist.fence()
-        if self.persist.load_u64(STATE_OFFSET) != STATE_ERROR:
+        if self.persist.load_u64(STATE_OFFSET) != STATE_ERROR and not self.is_in_doubt:
             self.persist.store_u64(BITMAP_CRC_OFFSET, bitmap_crc(bitmap))
             self.persist.store_u64(STATE_OFFSET, STATE_CLEAN)
             self.persist.flush(STATE_OFFSET, BITMAP_CRC_OFFSET + 8 - STATE_OFFSET)

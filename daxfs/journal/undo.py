@@ -31,7 +31,7 @@ New blocks, which nothing points to yet, are stored and flushed without the log:
 is undone unless the commit was reached, and the commit's fence lies before that.
 
 Invariants
-- At most one transaction is open.
+- At most one transaction is open; none is opened while one is neither finished nor undone.
 - Only the journal stores to its region and to JOURNAL_SEQ.
 """
 
@@ -148,7 +148,7 @@ class Transaction:
         if exc_type is None:
             self._commit()
         else:
-            self._abort()
+            self.abort()
 
     def on_commit(self, call: Callable[[], None]) -> None:
         """Have *call* run after the commit point; calls run in the order they were given."""
@@ -217,27 +217,36 @@ class Transaction:
         return True
 
     def _commit(self) -> None:
-        if self._entries:
-            try:
-                self._persist.fence()
-            except BaseException:
-                self._abort()
-                raise
-        self._journal.open = None
-        # The calls come even if the medium fails to confirm the commit point: the image is past it.
-        with ExitStack() as stack:
-            for call in reversed(self._commit_calls):
-                stack.callback(call)
+        try:
             if self._entries:
+                self._persist.fence()
                 self._journal.finish(self._seq)
+        except BaseException:
+            # Even if the medium fails to confirm the commit point: the image is past it.
+            if self._journal.finished != self._seq:
+                self.abort()
+            else:
+                self._end(self._commit_calls)
+            raise
+        self._end(self._commit_calls)
 
-    def _abort(self) -> None:
-        self._journal.open = None
-        with ExitStack() as stack:
-            for call in self._abort_calls:
-                stack.callback(call)
+    def abort(self) -> None:
+        """Undo everything: also for who finds it open, since its end was not even reached.
+
+        If that fails the journal is not settled.
+        """
+        try:
             if self._entries:
                 self._journal.undo(self._entries, self._seq)
+        finally:
+            self._end(self._abort_calls[::-1])
+
+    def _end(self, calls: list[Callable[[], None]]) -> None:
+        """Make all *calls*, whatever one of them raises."""
+        self._journal.open = None
+        with ExitStack() as stack:
+            for call in reversed(calls):
+                stack.callback(call)
 
 
 class Journal:
@@ -251,8 +260,9 @@ class Journal:
         self.end: Final = self.start + sb.journal_blocks * BLOCK_SIZE
         self.open: Transaction | None = None
         self._unfinished: tuple[list[UndoEntry], int] | None = None
-        """What the medium did not take at the end of the last transaction: see ``undo``."""
-        self._finished = persist.load_u64(JOURNAL_SEQ_OFFSET)
+        """What was not reached at the end of the last transaction: see ``undo``."""
+        self.finished = persist.load_u64(JOURNAL_SEQ_OFFSET)
+        """Sequence number of the last finished transaction."""
 
     @staticmethod
     def pending(source: Image | memoryview, sb: Superblock) -> bool:
@@ -272,7 +282,7 @@ class Journal:
         assert self.open is None, "a transaction is open already"
         if self._unfinished is not None:
             self.undo(*self._unfinished)
-        self.open = Transaction(self, next_seq(self._finished))
+        self.open = Transaction(self, next_seq(self.finished))
         return self.open
 
     def recover(self) -> int:
@@ -287,7 +297,7 @@ class Journal:
         for offset, old in entries:
             image.reserve(offset, len(old))
         if entries:
-            self.undo(entries, next_seq(self._finished))
+            self.undo(entries, next_seq(self.finished))
         return len(entries)
 
     def undo(self, entries: list[UndoEntry], seq: int) -> None:
@@ -313,10 +323,10 @@ class Journal:
 
     def finish(self, seq: int) -> None:
         """Make *seq* the last finished transaction: its entries are dead from here on."""
-        self._finished = seq
         if self._unfinished is None:
             self._unfinished = [], seq
         self.persist.store_u64(JOURNAL_SEQ_OFFSET, seq)
+        self.finished = seq
         self.persist.flush(JOURNAL_SEQ_OFFSET, 8)
         self.persist.fence()
         self._unfinished = None

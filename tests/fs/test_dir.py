@@ -194,12 +194,12 @@ def test_free_space_gives_the_smallest_record_that_fits_and_joins_neighbours() -
     free = FreeSpace()
     for offset, size in ((0, 24), (64, 16), (128, 512), (1024, 40)):
         assert free.release(offset, size) == (offset, size)
-    assert free.take(1024) is None
+    assert not free.fits(1024)
     assert free.take(32) == (1024, 40)
     assert free.release(24, 40) == (0, 80)
     assert free.take(48) == (0, 80)
     assert free.take(16) == (128, 512)
-    assert free.take(8) is None
+    assert not free.fits(8)
 
 
 def test_free_space_is_not_joined_across_blocks() -> None:
