@@ -15,6 +15,7 @@ COMMANDS: dict[str, str] = {
     "replay": "replay",
     "poison": "poison",
     "mutants": "mutants",
+    "faults": "faults",
 }
 """The module of this package in which each command is, as the function ``command``."""
 

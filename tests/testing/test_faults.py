@@ -1,0 +1,106 @@
+"""Operations that cannot go on are undone; and who tests that would see it if they were not."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from daxfs.alloc.blocks import BlockAllocator
+from daxfs.alloc.inodes import InodeAllocator
+from daxfs.errors import FsError
+from daxfs.fs.core import Core
+from daxfs.fs.dir import Directories
+from daxfs.journal.undo import Journal
+from daxfs.testing import faults
+from daxfs.testing.commands.main import main
+from daxfs.testing.outcome import Outcome
+from daxfs.testing.workloads import ONE, Workload, workload
+
+SAMPLE = 60
+
+
+def run(workloads: list[Workload], seconds: float = 0.0) -> Outcome:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    return faults.run(seed=seed, seconds=seconds, jobs=2, workloads=workloads)
+
+
+def test_operations_without_space_or_memory_are_undone_or_done() -> None:
+    outcome = run(random.sample(ONE, SAMPLE))
+    assert not outcome.failures
+    assert all(outcome.figures[f"faults_{kind}"] for kind in ("journal", "memory", "interrupt"))
+
+
+@pytest.mark.long
+def test_all_operations_without_space_or_memory_are_undone_or_done() -> None:
+    outcome = run(ONE, 600)
+    assert not outcome.failures
+    assert all(outcome.figures[f"faults_{kind}"] for kind in (*faults.SPACE, *faults.ANYWHERE))
+    assert int(outcome.figures["faults"]) >= 8000
+
+
+def test_each_place_is_tried_once() -> None:
+    counts, wrong = faults.run_space(workload("small/create-in-empty"))
+    assert not wrong
+    assert counts == {"blocks": 1, "inodes": 1, "host": 1, "host-once": 1, "journal": 3}
+
+
+def nothing(*args: object) -> None: ...
+
+
+def fail_with(code: int) -> Callable[..., None]:
+    def fail() -> None:
+        raise FsError(code)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "broken", "told"),
+    [
+        (BlockAllocator, "_forget", nothing, "blocks are lost"),
+        (InodeAllocator, "_release", nothing, "inodes are lost"),
+        (Core, "_forget_changes", nothing, "is not"),
+        (Journal, "undo", nothing, "is not undone"),
+        (faults, "_no_space", fail_with(5), "it ends in FsError(5"),
+    ],
+)
+def test_what_is_not_undone_is_told(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, broken: Any, told: str
+) -> None:
+    todo = workload("small/mkdir-in-empty")
+    assert faults.run_space(todo)[1] == []
+    monkeypatch.setattr(owner, name, broken)
+    assert any(told in line for line in faults.run_space(todo)[1])
+
+
+@pytest.mark.parametrize("kind", faults.ANYWHERE)
+def test_what_is_neither_done_nor_undone_is_told(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    todo = workload("small/create-in-empty")
+    places = faults._places(todo, kind)
+    assert places > 100
+    assert not [line for at in range(60, places) for line in faults.run_anywhere(todo, kind, at)]
+    monkeypatch.setattr(Directories, "insert", nothing)
+    monkeypatch.setattr(Core, "_forget_changes", nothing)
+    assert [line for at in range(20, 60) for line in faults.run_anywhere(todo, kind, at)]
+
+
+def test_the_command_prints_and_keeps_its_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(
+        faults.run,
+        "__kwdefaults__",
+        {**faults.run.__kwdefaults__, "workloads": [workload("small/create")]},
+    )
+    file = tmp_path / "results"
+    result = CliRunner().invoke(main, ["faults", "--seed", "5", "--jobs", "1", "--json", str(file)])
+    assert result.exit_code == 0, result.output
+    outcome = Outcome.from_json(file.read_text())
+    assert outcome.part == "faults"
+    assert outcome.figures["seed"] == 5
+    assert outcome.failures == []
