@@ -25,3 +25,5 @@ def start_logging() -> None:
     logging.basicConfig(
         format="%(asctime)s daxfs[%(process)d] %(levelname)s: %(message)s", level=logging.WARNING
     )
+    # Without descriptors it tells of each try to accept a client, ten times a second.
+    logging.getLogger("trio.serve_listeners").setLevel(logging.CRITICAL)
