@@ -19,7 +19,8 @@ ERROR is left to fsck.
 
 import errno
 import logging
-from typing import NamedTuple, Self
+import struct
+from typing import Final, NamedTuple, Self
 
 from daxfs.alloc.blocks import BlockAllocator
 from daxfs.alloc.inodes import InodeAllocator
@@ -35,7 +36,6 @@ from daxfs.ondisk.layout import (
     BITMAP_CRC_OFFSET,
     BLOCK_SIZE,
     INCOMPAT_KNOWN,
-    LAST_MOUNT_NS_OFFSET,
     MOUNT_COUNT_OFFSET,
     NAME_MAX,
     RO_COMPAT_KNOWN,
@@ -55,6 +55,9 @@ from daxfs.pmem.persist import Persist
 from daxfs.trace import Trace
 
 log = logging.getLogger(__name__)
+
+_START_WORDS: Final = struct.Struct("<QQQ")
+"""State, mount count, time of the last mount: as in the super block."""
 
 
 class StatFs(NamedTuple):
@@ -155,16 +158,17 @@ class FileSystem(NameOperations, SpaceOperations):
     def _start(self, state: int) -> None:
         """Mark the image as mounted for writing: DIRTY is durable before anything else changes.
 
-        The three words lie in one cache line: the state is there before the others.
+        The words lie in one cache line, the state first.
         """
         if state == STATE_ERROR:
             log.warning("the image was damaged when it was last mounted: run daxfs fsck on it")
         else:
-            self.persist.store_u64(STATE_OFFSET, STATE_DIRTY)
-        count = self.persist.load_u64(MOUNT_COUNT_OFFSET)
-        self.persist.store_u64(MOUNT_COUNT_OFFSET, (count + 1) % (1 << 64))
-        self.persist.store_u64(LAST_MOUNT_NS_OFFSET, self.now_ns())
-        self.persist.flush(STATE_OFFSET, LAST_MOUNT_NS_OFFSET + 8 - STATE_OFFSET)
+            state = STATE_DIRTY
+        count = self.persist.load_u64(MOUNT_COUNT_OFFSET) + 1
+        words = (state, count, self.now_ns())
+        raw = _START_WORDS.pack(*(word % (1 << 64) for word in words))
+        self.persist.store(STATE_OFFSET, raw)
+        self.persist.flush(STATE_OFFSET, len(raw))
         self.persist.fence()
 
     def _free_orphans(self, orphans: list[int]) -> None:

@@ -67,7 +67,7 @@ BY_TESTS: Final = {
 
 USUAL: Final = (
     *("small/create-in-empty", "small/unlink-x", "small/append", "small/setxattr-large"),
-    *("small/zero-holes", "tight/allocate-too-much", "small/unlink-keep-f", "small/rename"),
+    *("small/zero-holes", "tight/allocate-too-much+chmod", "small/unlink-keep-f", "small/rename"),
     *("small/append+write-in-place", "small/unlink-f+append", "small/zero-all"),
     *("full-chunks/chunk-split", "attributes/truncate-chmod-listed"),
 )

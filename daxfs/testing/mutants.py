@@ -219,16 +219,16 @@ def _unlogged(mutant: Mutant) -> Iterator[None]:
 
 
 def _unchecked() -> AbstractContextManager[object]:
-    return mock.patch.object(undo, "_checksum", return_value=0)
+    return mock.patch.object(undo, "entry_checksum", return_value=0)
 
 
 def _any_number() -> AbstractContextManager[object]:
-    checksum = undo._checksum
+    checksum = undo.entry_checksum
 
     def without_number(seq: int, offset: int, length: int, padded: bytes) -> int:
         return checksum(0, offset, length, padded)
 
-    return mock.patch.object(undo, "_checksum", without_number)
+    return mock.patch.object(undo, "entry_checksum", without_number)
 
 
 def _oldest_first() -> AbstractContextManager[object]:
@@ -256,7 +256,7 @@ def _no_undo_at_abort() -> AbstractContextManager[object]:
         for call in reversed(self._abort_calls):
             call()
 
-    return mock.patch.object(Transaction, "_abort", abort)
+    return mock.patch.object(Transaction, "abort", abort)
 
 
 def _no_recovery() -> AbstractContextManager[object]:
