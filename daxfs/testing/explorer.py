@@ -56,6 +56,7 @@ def explore(
     jobs: int = 1,
     recovery: bool = False,
     stop_at_first: bool = False,
+    done: Iterable[Workload] = (),
     progress: Progress | None = None,
 ) -> Result:
     """Explore the crash states of *workloads*.
@@ -63,6 +64,7 @@ def explore(
     *make_persist* makes the Persist of everything that is recorded or recovered, so that a mutant
     can take its place. *limit*: end with so many distinct states; *seconds*: end after that time;
     both when the workloads that are being explored are done. *recovery*: interrupt recovery too.
+    *done*: workloads that were explored: of one that begins like them only the rest is.
     *progress* hears of what was found so far. *jobs* processes; with 1 it is this one.
     """
     # What a mount logs of a damaged image is a finding here, and not for the terminal.
@@ -81,7 +83,7 @@ def explore(
         stop_at_first=stop_at_first,
         recovery=recovery,
     )
-    task.walker = new_walker()
+    task.walker = new_walker(done=done)
     total = Result()
     for result in _results(task, jobs):
         total.add(result)

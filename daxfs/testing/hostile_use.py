@@ -76,7 +76,8 @@ class Stores:
         for start, end, name in self.regions:
             if start <= first and last < end:
                 return name
-        return "state" if length == 8 and offset in STATE_WORDS.values() else ""
+        words = range(offset, offset + length, 8)
+        return "state" if length % 8 == 0 and set(words) <= set(STATE_WORDS.values()) else ""
 
     def on_store(self, offset: int, data: bytes) -> None:
         """See Observer."""

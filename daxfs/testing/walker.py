@@ -9,7 +9,7 @@ must come to the same tree as the recovery that was not interrupted.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -96,7 +96,9 @@ class Walker:
         seed: int = 0,
         stop_at_first: bool = False,
         recovery: bool = False,
+        done: Iterable[Workload] = (),
     ) -> None:
+        """*done*: what begins like one of these is not explored up to there."""
         self._grounds = grounds
         self._make_persist = make_persist
         self._domains = domains
@@ -106,6 +108,8 @@ class Walker:
         self._sandbox: Sandbox | None = None
         self._done: set[tuple[str, ...]] = set()
         """Prefixes that were explored: the tree and the names of the steps."""
+        for workload in done:
+            self._note_done(workload)
         self._result = Result()
         self._distinct: list[Hashes] = []
         self._cases: dict[tuple[int, int], Verdict] = {}
@@ -130,8 +134,7 @@ class Walker:
         self._recovered_from = {}
         before = sandbox.recoveries
         self._explore(workload, recording, sandbox)
-        names = [step.name for step in workload.steps]
-        self._done |= {(workload.tree, *names[:count]) for count in range(len(names) + 1)}
+        self._note_done(workload)
         result.recoveries = sandbox.recoveries - before
         salt = _number(workload.tree.encode())
         for numbers in self._distinct:
@@ -140,6 +143,10 @@ class Walker:
         result.recovered.add(np.array(cores, np.uint64))
         sandbox.examined.clear()
         return result
+
+    def _note_done(self, workload: Workload) -> None:
+        names = [step.name for step in workload.steps]
+        self._done |= {(workload.tree, *names[:count]) for count in range(len(names) + 1)}
 
     def sandbox(self, tree: str) -> Sandbox:
         """The sandbox of *tree*; the one of another tree is given up."""

@@ -44,8 +44,9 @@ def command(
 ) -> None:
     """Crash workloads of one, two or three operations in every legal way, and check each state.
 
-    With three operations and a time it goes on with new samples until the time is over; without,
-    it takes 10,000 of them.
+    With three operations only the third is crashed: what a crash in the first two can leave, two
+    find out. With a time it goes on with new samples until the time is over; without, it takes
+    10,000 of them.
 
     \b
     Examples:
@@ -73,6 +74,7 @@ def command(
                     seed=seed,
                     jobs=jobs,
                     recovery=recovery,
+                    done=two() if steps == 3 else (),
                     progress=progress.show,
                 )
             )

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "poison": "poison",
     "mutants": "mutants",
     "faults": "faults",
+    "long": "long",
 }
 """The module of this package in which each command is, as the function ``command``."""
 
