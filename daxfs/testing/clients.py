@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from daxfs.testing.filemodel import FileModel, pattern
-from daxfs.testing.treemodel import ROOT, Found, Node, Tree, read_tree, xattr_value
+from daxfs.testing.treemodel import ROOT, Found, Node, Tree, contents, read_tree, xattr_value
 
 View = Literal["through", "cached", "seen"]
 Operation = list[Any]
@@ -261,12 +261,12 @@ class Writer:
 
     def verify(self) -> str | None:
         """See Client."""
-        contents = self.path.read_bytes()
+        found = contents(self.path)
         if not self.is_alone:
-            contents = contents[self.base : self.base + self.limit]
-        wrong = self.model.check(contents)
+            found = found[self.base : self.base + self.limit]
+        wrong = self.model.check(found)
         if wrong is None:
-            self.model.adopt(contents)
+            self.model.adopt(found)
         return wrong
 
 

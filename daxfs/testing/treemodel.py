@@ -1,5 +1,6 @@
 """What a tree of names may be after a crash: ``Tree`` is the model, ``read_tree`` what is there."""
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, field
@@ -124,5 +125,15 @@ def _read(path: Path) -> Found:
         status.st_nlink,
         os.readlink(path) if kind == stat.S_IFLNK else "",
         {name: os.getxattr(path, name, follow_symlinks=False) for name in names},
-        path.read_bytes() if kind == stat.S_IFREG else b"",
+        contents(path) if kind == stat.S_IFREG else b"",
     )
+
+
+def contents(path: Path) -> bytes:
+    """The bytes of the file *path*; an error of close(2) is about somebody's writes, not these."""
+    file = path.open("rb", buffering=0)
+    try:
+        return file.read()
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()

@@ -113,6 +113,7 @@ _WRITE = '["begin", "write", 0, 8, 1]'
         ("cached", ['["done"]', '["begin", "fsync"]', '["done"]'], False),
         ("cached", ['["done"]', '["begin", "fsync"]'], True),
         ("seen", ['["done"]'], False),
+        ("seen", ['["error", 5]'], True),
     ],
 )
 def test_what_has_returned_must_be_there(
