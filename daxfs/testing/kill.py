@@ -4,6 +4,9 @@ A round mounts an image, lets the clients (``clients``) work on it, and ends the
 several ways. Then all clients must end, fsck must find nothing but what a mount mends, the next
 mount must just work, and what is there must be what the clients' notes allow. The image of a job
 goes on through all its rounds, with its free blocks filled with 0xDB between them.
+
+The seed and the number of jobs give the mounts, loads, ways and moments of all rounds; how far each
+program has come by then is up to the machine.
 """
 
 import contextlib
@@ -136,11 +139,12 @@ class Load:
         self.site = Site(size=SIZE, on_disk=on_disk)
         self.counts: Counter[str] = Counter()
         self.doing = "made"
+        self._seed = seed
+        self._rounds = 0
         self._rng = random.Random(seed)
         self._processes: dict[int, int] = {}
         """The process of each client that runs, by its place in ``_clients``."""
         self._clients: list[Client] = []
-        self._options = self._rng.choice(OPTIONS)
         self.site.mount("dax=inode")
         self._clients = self.site.inside(self._make)
         self.site.unmount()
@@ -173,9 +177,15 @@ class Load:
 
     # --- rounds -----------------------------------------------------------------------------------
 
+    def _next_round(self) -> random.Random:
+        """What makes the choices of the next round, however many were made in the one before."""
+        self._rounds += 1
+        self._rng = random.Random(f"{self._seed} {self._rounds}")
+        return self._rng
+
     def kill_daemon(self) -> None:
         """One round that ends the daemon."""
-        rng, site = self._rng, self.site
+        rng, site = self._next_round(), self.site
         options = rng.choice(OPTIONS)
         [way] = rng.choices(list(WAYS), list(WAYS.values()))
         self.doing = f"{options}, {way}, round {self.counts['daemons_ended']}"
@@ -202,7 +212,7 @@ class Load:
         What a killed client did is there at once, and still after the next mount; the others go
         on. Under dax=never one of them may be told EIO (see ``_expect_running``).
         """
-        rng, site = self._rng, self.site
+        rng, site = self._next_round(), self.site
         options = rng.choice(OPTIONS)
         site.mount(options)
         self._start(range(len(self._clients)))
@@ -210,7 +220,7 @@ class Load:
             self.doing = f"{options}, killing clients, {self.counts['clients_killed']} so far"
             time.sleep(rng.uniform(0.02, 0.3))
             self._expect_running(but_told=bool(nth) and options.startswith("dax=never"))
-            victim = rng.choice(list(self._processes))
+            victim = rng.choice(range(len(self._clients)))
             os.kill(self._processes[victim], signal.SIGKILL)
             self._join([victim])
             self.counts["clients_killed"] += 1
@@ -271,6 +281,7 @@ class Load:
     def _stop_within_change(self) -> None:
         """Stop the daemon in the middle of a change of metadata, if it is found in one soon."""
         deadline = time.monotonic() + _CHANGE_SECONDS
+        pauses = random.Random(self._rng.random())
         while time.monotonic() < deadline:
             self.site.signal(signal.SIGSTOP)
             if not wait_until(lambda: is_stopped(self.site.pid), END_SECONDS):
@@ -278,7 +289,7 @@ class Load:
             if self.site.is_within_change():
                 return
             self.site.signal(signal.SIGCONT)
-            time.sleep(self._rng.uniform(0, 0.005))
+            time.sleep(pauses.uniform(0, 0.005))
 
     def _beside(self, command: str) -> None:
         """Kill the daemon while ``daxfs COMMAND`` runs."""

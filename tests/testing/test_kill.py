@@ -15,15 +15,14 @@ from daxfs.testing.treemodel import Node, read_tree
 
 
 def _kill(number: int) -> None:
-    seed = random.randrange(1 << 20)
-    print(f"seed {seed}")
+    seed = int(os.environ.get("DAXFS_TEST_SEED") or random.randrange(1 << 20))
+    print(f"DAXFS_TEST_SEED={seed}")
     outcome = kill.run(kills=number, clients=number, minutes=0, seed=seed, jobs=os.cpu_count() or 1)
     assert not outcome.failures
     assert outcome.figures["daemons_ended"] == outcome.figures["clients_killed"] == number
 
 
 @pytest.mark.mount
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_by_kills_under_load(as_root: None) -> None:
     _kill(20)
