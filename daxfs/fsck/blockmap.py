@@ -188,6 +188,18 @@ def _concatenate(parts: list[Runs]) -> Runs:
     return Runs(column("pgoffs"), column("blocks"), column("counts"), column("unwritten"))
 
 
+def _kinds(flags: _Array, blocks: _Array, level: int) -> tuple[_Array, _Array]:
+    """Which entries of a node of *level* are legal ones, and which of them are for 2 MiB chunks."""
+    if level == 0:
+        legal = (flags & ~UNWRITTEN) == PRESENT
+        return legal, np.zeros_like(legal)
+    legal = flags == PRESENT | TABLE
+    if level > 1:
+        return legal, np.zeros_like(legal)
+    huge = ((flags & ~UNWRITTEN) == PRESENT | HUGE) & (blocks % PMD_PAGES == 0)
+    return legal | huge, huge
+
+
 class _Walk:
     def __init__(
         self, context: Context, rules: Rules, *, share: bool = False, own: _Array | None = None
@@ -232,7 +244,9 @@ class _Walk:
             return self._lose_root(
                 f"the map's root points to block {block}, outside of the data area"
             )
-        if not self._take(np.array([block]), np.ones(1, np.int64), np.ones(1, np.bool_))[0]:
+        if self._is_free(block):
+            self._mark(block)
+        else:
             if self.share:
                 self.is_shared = True
                 return root
@@ -255,7 +269,7 @@ class _Walk:
             )
             root &= ~UNWRITTEN
         unwritten = np.array([root & UNWRITTEN != 0])
-        self._runs(np.zeros(1, np.int64), np.array([block]), np.ones(1, np.int64), unwritten)
+        self.parts.append(Runs(np.array([0]), np.array([block]), np.array([1]), unwritten))
         return root
 
     def _lose_root(self, text: str) -> int:
@@ -267,22 +281,13 @@ class _Walk:
 
         If nothing is, its block is among ``empty_blocks``.
         """
-        raw = self.context.read(node * BLOCK_SIZE, BLOCK_SIZE)
-        entries = np.frombuffer(raw, ENTRY_DTYPE).astype(np.uint64)
-        slots = np.flatnonzero(entries)
+        entries = np.frombuffer(self.context.read(node * BLOCK_SIZE, BLOCK_SIZE), ENTRY_DTYPE)
+        slots = entries.nonzero()[0]
         values = entries[slots]
-        flags = (values & np.uint64(FLAGS_MASK)).astype(np.int64)
-        blocks = (values >> np.uint64(PAGE_SHIFT)).astype(np.int64)
-        pgoffs = base + (slots.astype(np.int64) << (NODE_SHIFT * level))
-        huge = np.zeros(len(slots), np.bool_)
-        if level == 0:
-            legal = (flags & ~UNWRITTEN) == PRESENT
-        else:
-            legal = flags == PRESENT | TABLE
-            if level == 1:
-                huge = (flags & ~UNWRITTEN) == PRESENT | HUGE
-                huge &= blocks % PMD_PAGES == 0
-                legal |= huge
+        flags = (values & FLAGS_MASK).view(np.int64)
+        blocks = (values >> PAGE_SHIFT).view(np.int64)
+        pgoffs = base + (slots << NODE_SHIFT * level)
+        legal, huge = _kinds(flags, blocks, level)
         sizes = np.where(huge, PMD_PAGES, 1)
         sb = self.context.sb
         good = legal & (pgoffs < self.rules.max_pages)
@@ -290,27 +295,30 @@ class _Walk:
         named = blocks.copy()
         taken = self._take(blocks, sizes, good)
         mine = len(self.faults)
-        self._cut(node, slots[~good], pgoffs[~good], "are not legal")
-        double = good & ~taken
-        if double.any():
+        is_double = False
+        if not taken.all():
+            self._cut(node, slots, pgoffs, ~good, "are not legal")
+            double = good & ~taken
+            is_double = bool(double.any())
             self._double(node, slots, pgoffs, values, blocks, sizes, double)
             taken |= double & (blocks != 0)
-        unwritten = (flags & UNWRITTEN) != 0
-        data = taken & (huge | (level == 0))
-        wrong = data & unwritten
-        if wrong.any() and not self.rules.unwritten:
-            self._written(node, slots[wrong], pgoffs[wrong], blocks[wrong], flags[wrong])
-            unwritten &= ~wrong
-        self._runs(pgoffs[data], blocks[data], sizes[data], unwritten[data])
-        below = np.flatnonzero(taken & ~data)
-        empty = []
+        data = taken if level == 0 else taken & huge
+        has_data = bool(data.any())
+        if has_data:
+            unwritten = (flags & UNWRITTEN) != 0
+            if not self.rules.unwritten:
+                self._written(node, slots, pgoffs, blocks, flags, data & unwritten)
+                unwritten[:] = False
+            self._runs(pgoffs[data], blocks[data], sizes[data], unwritten[data])
+        below = (taken & ~data).nonzero()[0]
+        empty = np.zeros_like(taken)
         for index in below.tolist():
             self.path.append(int(named[index]))
             if not self._node(int(blocks[index]), level - 1, int(pgoffs[index])):
-                empty.append(index)
+                empty[index] = True
             self.path.pop()
-        self._cut(node, slots[empty], pgoffs[empty], "point to nodes in which nothing is left")
-        if not data.any() and len(empty) == len(below) and not (self.share and double.any()):
+        self._cut(node, slots, pgoffs, empty, "point to nodes in which nothing is left")
+        if not has_data and empty.sum() == len(below) and not (self.share and is_double):
             # The pointer to this node goes, and with it whatever is wrong in it.
             del self.faults[mine:]
             self.empty_blocks.append(node)
@@ -328,27 +336,28 @@ class _Walk:
         sizes: _Array,
         double: _Array,
     ) -> None:
-        """Deal with the entries *double*, whose blocks others have.
+        """Deal with the entries that are True in *double*, whose blocks others have.
 
         Those that get copies have them in *blocks* then, the others 0 there.
         """
-        which = np.flatnonzero(double)
         if self.share:
-            self.is_shared = True
-            blocks[which] = 0
+            self.is_shared |= bool(double.any())
+            blocks[double] = 0
             return
         stores = []
-        for index in which.tolist():
+        copied = np.zeros_like(double)
+        for index in double.nonzero()[0].tolist() if self.own is not None else ():
+            if not self.context.can_copy:
+                break
             copy = self._copy(int(blocks[index]), int(sizes[index]))
-            blocks[index] = copy or 0
             if copy is not None:
+                blocks[index], copied[index] = copy, True
                 value = int(values[index]) & FLAGS_MASK | copy << PAGE_SHIFT
                 stores.append((node * BLOCK_SIZE + 8 * int(slots[index]), value))
+        blocks[double & ~copied] = 0
         text = "point to blocks in use already"
-        copied = which[blocks[which] != 0]
         self._fault(node, pgoffs[copied], text, "copy these", stores, is_loss=False)
-        lost = which[blocks[which] == 0]
-        self._cut(node, slots[lost], pgoffs[lost], text)
+        self._cut(node, slots, pgoffs, double & ~copied, text)
 
     def _copy(self, block: int, count: int) -> int | None:
         """A copy of blocks that others have; None: no room, a loop, or not in this walk."""
@@ -358,60 +367,71 @@ class _Walk:
 
     def _take(self, blocks: _Array, sizes: _Array, good: _Array) -> _Array:
         """Take those of *blocks* that are *good* and free; True for each that was taken."""
+        single = (good & (sizes == 1)).nonzero()[0]
+        wanted = blocks[single]
+        if not (wanted[1:] > wanted[:-1]).all():
+            single = single[np.unique(wanted, return_index=True)[1]]
+            wanted = blocks[single]
+        is_free = self._is_free(wanted)
         free = np.zeros(len(blocks), np.bool_)
-        single = np.flatnonzero(good & (sizes == 1))
-        if len(single):
-            _, first = np.unique(blocks[single], return_index=True)
-            single = single[first]
-            single = single[self._is_free(blocks[single])]
-            self._mark(blocks[single])
-            free[single] = True
-        for index in np.flatnonzero(good & (sizes > 1)).tolist():
-            chunk = np.arange(blocks[index], blocks[index] + sizes[index])
-            if self._is_free(chunk).all():
+        free[single] = is_free
+        self._mark(wanted[is_free])
+        for index in (good & (sizes > 1)).nonzero()[0].tolist():
+            chunk = slice(int(blocks[index]), int(blocks[index] + sizes[index]))
+            if np.all(self._is_free(chunk)):
                 self._mark(chunk)
                 free[index] = True
         return free
 
-    def _is_free(self, blocks: _Array) -> _Array:
-        free: _Array = ~self.context.used[blocks]
-        if self.own is not None:
-            free |= self.own[blocks]
-        return free
+    def _is_free(self, blocks: _Array | slice | int) -> Any:
+        """Whether each of *blocks* may be taken."""
+        if self.own is None:
+            return ~self.context.used[blocks]
+        return ~self.context.used[blocks] | self.own[blocks]
 
-    def _mark(self, blocks: _Array) -> None:
+    def _mark(self, blocks: _Array | slice | int) -> None:
         self.context.used[blocks] = True
         if self.own is not None:
             self.own[blocks] = False
 
     def _runs(self, pgoffs: _Array, blocks: _Array, sizes: _Array, unwritten: _Array) -> None:
-        """Note data blocks, neighbours joined."""
-        if not len(blocks):
-            return
-        ends = np.flatnonzero(
-            (pgoffs[1:] != pgoffs[:-1] + sizes[:-1])
-            | (blocks[1:] != blocks[:-1] + sizes[:-1])
-            | (unwritten[1:] != unwritten[:-1])
-        )
-        firsts = np.concatenate([[0], ends + 1])
+        """Note data blocks, neighbours joined; there is at least one."""
+        is_first = np.ones(len(blocks), np.bool_)
+        is_first[1:] = pgoffs[1:] != pgoffs[:-1] + sizes[:-1]
+        is_first[1:] |= blocks[1:] != blocks[:-1] + sizes[:-1]
+        is_first[1:] |= unwritten[1:] != unwritten[:-1]
+        firsts = is_first.nonzero()[0]
         counts = np.add.reduceat(sizes, firsts)
         self.parts.append(Runs(pgoffs[firsts], blocks[firsts], counts, unwritten[firsts]))
 
-    def _cut(self, node: int, slots: _Array, pgoffs: _Array, what: str) -> None:
-        stores = [(node * BLOCK_SIZE + 8 * int(slot), 0) for slot in slots]
-        self._fault(node, pgoffs, what, "clear", stores)
+    def _cut(self, node: int, slots: _Array, pgoffs: _Array, which: _Array, what: str) -> None:
+        """Have those entries that are True in *which* be holes."""
+        if which.any():
+            stores = [(node * BLOCK_SIZE + 8 * slot, 0) for slot in slots[which].tolist()]
+            self._fault(node, pgoffs[which], what, "clear", stores)
 
     def _written(
-        self, node: int, slots: _Array, pgoffs: _Array, blocks: _Array, flags: _Array
+        self,
+        node: int,
+        slots: _Array,
+        pgoffs: _Array,
+        blocks: _Array,
+        flags: _Array,
+        which: _Array,
     ) -> None:
-        """Have pages that are marked as unwritten be written ones."""
-        stores = [
-            (node * BLOCK_SIZE + 8 * slot, block << PAGE_SHIFT | flag & ~UNWRITTEN)
-            for slot, block, flag in zip(
-                slots.tolist(), blocks.tolist(), flags.tolist(), strict=True
-            )
-        ]
-        self._fault(node, pgoffs, "are marked as unwritten", "correct that", stores, is_loss=False)
+        """Have those pages that are True in *which*, marked as unwritten, be written ones."""
+        if which.any():
+            stores = [
+                (node * BLOCK_SIZE + 8 * slot, block << PAGE_SHIFT | flag & ~UNWRITTEN)
+                for slot, block, flag in zip(
+                    slots[which].tolist(),
+                    blocks[which].tolist(),
+                    flags[which].tolist(),
+                    strict=True,
+                )
+            ]
+            what = "are marked as unwritten"
+            self._fault(node, pgoffs[which], what, "correct that", stores, is_loss=False)
 
     def _fault(
         self,

@@ -52,9 +52,7 @@ class InodeRow:
     @classmethod
     def unpack(cls, ino: int, raw: bytes) -> "InodeRow":
         """The fields of the 256 bytes *raw*, whatever they say."""
-        return cls(
-            **dict(zip(layout.INODE_FIELDS, INODE_STRUCT.unpack_from(raw), strict=True)), ino=ino
-        )
+        return cls(*(*INODE_STRUCT.unpack_from(raw), ino))
 
     @classmethod
     def blank(cls, ino: int, generation: int) -> "InodeRow":
@@ -295,6 +293,13 @@ class Context:
         self.fence()
         return block
 
+    @property
+    def can_copy(self) -> bool:
+        """Whether there is room for a copy of one more block, as far as is known."""
+        return self._lowest < len(self.used) and (
+            not self._copied or self._copied < self._copied_max
+        )
+
     def copy_blocks(self, block: int, count: int) -> int | None:
         """Copy 1 or 512 blocks from *block* on to free ones; the first, now in use.
 
@@ -317,8 +322,11 @@ class Context:
     def _take_free(self, count: int) -> int | None:
         """Take a free block, or an aligned run of *count* of them."""
         if count == 1:
-            block = self._lowest + int(np.argmin(self.used[self._lowest :]))
+            if self._lowest == len(self.used):
+                return None
+            block = self._lowest + int(self.used[self._lowest :].argmin())
             if self.used[block]:
+                self._lowest = len(self.used)
                 return None
             self._lowest = block + 1
         else:

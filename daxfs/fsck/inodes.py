@@ -208,6 +208,8 @@ class _Check:
         """
         end = -(-self.row.size // BLOCK_SIZE)
         runs = data.data
+        if not len(runs):
+            return 0
         for index in np.flatnonzero(~runs.unwritten & (runs.pgoffs + runs.counts > end))[::-1]:
             start = max(end, int(runs.pgoffs[index]))
             pages = int(runs.pgoffs[index] + runs.counts[index]) - start
