@@ -39,7 +39,10 @@ CPU_SECONDS_MAX: Final = 10.0
 GROWTH_MAX: Final = 96 << 20
 """Bytes by which one image may raise the peak of the memory in use."""
 
-_SPECIMEN_WEIGHTS: Final = {"clean": 6, "dirty": 5, "cut": 4, "error": 1, "full": 3, "chunks": 2}
+_SPECIMEN_WEIGHTS: Final = {
+    **{"clean": 2, "maps": 4, "tree": 4, "dirty": 2, "orphans": 3, "cut": 3},
+    **{"error": 1, "full": 2, "chunks": 2},
+}
 
 
 class ByteDice(Random):

@@ -32,7 +32,7 @@ from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 
 ROOT: Final = Cred(0, 0)
-INODES: Final = 26
+INODES: Final = 20
 SMALL: Final = 1 << 20
 WITH_CHUNKS: Final = 1600 * BLOCK_SIZE
 """The data area of an image of this size holds two aligned chunks of 2 MiB."""
@@ -233,17 +233,32 @@ ACCESS_LIST: Final = struct.pack("<I", 2) + b"".join(
 PAGE: Final = bytes(range(256)) * 16
 
 
-def _fill(fs: FileSystem) -> None:
-    """One of everything."""
+def _few(fs: FileSystem) -> None:
+    """What each specimen has: a file with two names, a link, a directory, attributes."""
     root = fs.root
     one = fs.create(root, b"one", 0o644, ROOT)
     fs.write(one, 0, PAGE[:100])
     fs.link(one, root, b"hard")
-    plain = fs.create(root, b"plain", 0o4755, ROOT)
+    fs.symlink(root, b"link", b"folder/sub", ROOT)
+    labelled = fs.create(root, b"labelled", 0o644, ROOT)
+    fs.setxattr(labelled, b"user.short", b"value")
+    fs.setxattr(labelled, b"user.empty", b"")
+    fs.setxattr(labelled, b"user.long", b"v" * 6000)
+    folder = fs.mkdir(root, b"folder", 0o2755, ROOT)
+    fs.setxattr(folder, DEFAULT, ACCESS_LIST)
+    fs.setxattr(folder, ACCESS, ACCESS_LIST)
+
+
+def _plain(fs: FileSystem) -> None:
+    plain = fs.create(fs.root, b"plain", 0o4755, ROOT)
     fs.write(plain, 0, PAGE * 3)
+
+
+def _maps(fs: FileSystem) -> None:
+    """Files with block maps of all shapes."""
+    root = fs.root
     sparse = fs.create(root, b"sparse", 0o600, ROOT)
     fs.write(sparse, 0, PAGE)
-    fs.write(sparse, 1 << 34, PAGE)
     fs.write(sparse, 1 << 42, PAGE[:10])
     ahead = fs.create(root, b"ahead", 0o600, ROOT)
     fs.fallocate(ahead, FALLOC_FL_KEEP_SIZE, 0, 6 * BLOCK_SIZE)
@@ -252,23 +267,21 @@ def _fill(fs: FileSystem) -> None:
     fs.fallocate(single, 0, 0, 100)
     hole = fs.create(root, b"hole", 0o666, ROOT)
     fs.setattr(hole, AttrChanges(size=1 << 40, flags=layout.FLAG_DAX))
-    fs.symlink(root, b"link", b"folder/sub", ROOT)
+
+
+def _tree(fs: FileSystem) -> None:
+    """Directories in directories, one with blocks of names, and special files."""
+    root = fs.root
     fs.mknod(root, b"fifo", stat.S_IFIFO | 0o600, 0, ROOT)
     fs.mknod(root, b"device", stat.S_IFCHR | 0o600, 0x103, ROOT)
-    labelled = fs.create(root, b"labelled", 0o644, ROOT)
-    fs.setxattr(labelled, b"user.short", b"value")
-    fs.setxattr(labelled, b"user.empty", b"")
-    fs.setxattr(labelled, b"user.long", b"v" * 6000)
-    folder = fs.mkdir(root, b"folder", 0o2755, ROOT)
-    fs.setxattr(folder, DEFAULT, ACCESS_LIST)
-    fs.setxattr(folder, ACCESS, ACCESS_LIST)
+    one, folder = fs.lookup(root, b"one"), fs.lookup(root, b"folder")
     sub = fs.mkdir(folder, b"sub", 0o755, ROOT)
     deep = fs.mkdir(sub, b"deep", 0o755, ROOT)
-    fs.link(plain, deep, b"plain too")
+    fs.link(one, deep, b"one too")
     many = fs.mkdir(root, b"many", 0o755, ROOT)
     for index in range(33):
         fs.link(one, many, b"%03d-" % index + b"n" * 240)
-    for index in range(14, 30):  # the second of the three blocks of names goes
+    for index in range(3, 30):  # the second of the three blocks of names goes
         fs.unlink(many, b"%03d-" % index + b"n" * 240)
 
 
@@ -350,11 +363,14 @@ def _make(size: int, *steps: Callable[[FileSystem], None], how: str) -> bytes:
 
 
 _RECIPES: Final[dict[str, Callable[[], bytes]]] = {
-    "clean": lambda: _make(SMALL, _fill, how="clean"),
-    "dirty": lambda: _make(SMALL, _fill, _orphans, how="dirty"),
-    "cut": lambda: _make(SMALL, _fill, _orphans, how="cut"),
-    "error": lambda: _make(SMALL, _fill, how="error"),
-    "full": lambda: _make(SMALL, _fill, _use_up, how="clean"),
+    "clean": lambda: _make(SMALL, _few, _plain, _maps, _tree, how="clean"),
+    "maps": lambda: _make(SMALL, _few, _maps, how="clean"),
+    "tree": lambda: _make(SMALL, _few, _tree, how="clean"),
+    "dirty": lambda: _make(SMALL, _few, _maps, _tree, _orphans, how="dirty"),
+    "orphans": lambda: _make(SMALL, _few, _plain, _orphans, how="dirty"),
+    "cut": lambda: _make(SMALL, _few, _plain, _orphans, how="cut"),
+    "error": lambda: _make(SMALL, _few, _tree, how="error"),
+    "full": lambda: _make(SMALL, _few, _tree, _use_up, how="clean"),
     "chunks": lambda: _make(WITH_CHUNKS, _fill_chunks, how="dirty"),
 }
 NAMES: Final = tuple(_RECIPES)
