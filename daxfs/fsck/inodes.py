@@ -15,7 +15,7 @@ import numpy as np
 
 from daxfs.fsck import blockmap, xattrs
 from daxfs.fsck.blockmap import Fault, Rules, Tree
-from daxfs.fsck.context import NO_RUNS, Context, InodeRow, Runs
+from daxfs.fsck.context import NO_RUNS, Context, InodeRow
 from daxfs.ondisk import layout
 from daxfs.ondisk.itable import scan_inodes
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_SIZE, ROOT_INO
@@ -152,11 +152,10 @@ class _Check:
         if row.blocks != blocks and not self.is_lost:
             self._note(f"the block count is {row.blocks}, not {blocks}", "correct it")
             row.blocks = blocks
-        owned = blockmap.merge(self.data, self.attributes)
         if self.is_lost:
-            self._clear(owned)
+            self._clear()
         else:
-            self._keep(owned)
+            self._keep()
 
     def _take_over(self, faults: list[Fault]) -> None:
         for fault in faults:
@@ -230,16 +229,16 @@ class _Check:
         target = self.context.read(int(data.data.blocks[0]) * BLOCK_SIZE, size)
         return b"\0" not in target
 
-    def _clear(self, owned: Runs) -> None:
+    def _clear(self) -> None:
         report = self.context.report
         what = "; ".join(text for text, _ in self.found)
         if not self.is_whole:
             what = f"the checksum is wrong; {what}"
         report.problem(f"inode {self.row.ino}: {what}", "clear the inode")
-        self.context.release(owned)
+        self.context.release(blockmap.merge(self.data, self.attributes))
         self.context.clear_inode(self.row)
 
-    def _keep(self, owned: Runs) -> None:
+    def _keep(self) -> None:
         context, row = self.context, self.row
         if not self.is_whole:
             rest = "" if self.found else ", but nothing else is"
@@ -259,7 +258,7 @@ class _Check:
         if row.is_directory:
             context.directory_runs[row.ino] = self.data.data
         if row.nlink == 0:
-            context.orphan_blocks[row.ino] = owned
+            context.orphan_blocks[row.ino] = blockmap.merge(self.data, self.attributes)
 
 
 def _make_root(context: Context) -> None:

@@ -67,6 +67,7 @@ SUPER_DTYPE: Final = np.dtype(
         ("checksum", "<u4"),
     ]
 )
+_SUPER_NAMES: Final = SUPER_DTYPE.names or ()
 SUPER_SIZE: Final = 512
 assert SUPER_DTYPE.itemsize == SUPER_SIZE
 SUPER_OFFSET: Final = 0
@@ -142,26 +143,19 @@ class Superblock:
         """
         if len(raw) < SUPER_SIZE:
             raise CorruptionError("not a daxfs image: too short for a super block")
-        row = np.frombuffer(raw, SUPER_DTYPE, count=1)[0]
-        if int(row["magic"]) != MAGIC:
+        row = dict(zip(_SUPER_NAMES, np.frombuffer(raw, SUPER_DTYPE, count=1).item(), strict=True))
+        if row["magic"] != MAGIC:
             raise CorruptionError("not a daxfs image: no super block")
-        if int(row["checksum"]) != google_crc32c.value(raw[: SUPER_SIZE - 4]):
+        if row["checksum"] != google_crc32c.value(raw[: SUPER_SIZE - 4]):
             raise CorruptionError("the super block's checksum is wrong")
-        if int(row["version"]) != VERSION or int(row["block_size"]) != BLOCK_SIZE:
+        if row["version"] != VERSION or row["block_size"] != BLOCK_SIZE:
             raise CorruptionError(
                 f"format version {row['version']} with blocks of {row['block_size']} bytes "
                 f"is not known here (this daxfs knows version {VERSION}, {BLOCK_SIZE} bytes)"
             )
-        values = {
-            field.name: int(row[field.name])
-            for field in fields(cls)
-            if field.name not in ("uuid", "label")
-        }
-        superblock = cls(
-            uuid=uuid_module.UUID(bytes=row["uuid"].tobytes()),
-            label=bytes(row["label"]).decode(errors="replace"),
-            **values,
-        )
+        row["uuid"] = uuid_module.UUID(bytes=row["uuid"])
+        row["label"] = row["label"].decode(errors="replace")
+        superblock = cls(**{field.name: row[field.name] for field in fields(cls)})
         superblock._check(image_blocks)
         return superblock
 

@@ -8,6 +8,7 @@ A walk cannot run forever: a node that is met twice is corruption. Data blocks t
 claim are the caller's to find, who sees all trees.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -174,15 +175,15 @@ class _Walk:
             page, block = int(pages[outside[0]]), int(blocks[outside[0]])
             raise CorruptionError(f"page {page}: block {block} is outside of the data area")
         self._check_data(int(pages[-1]), int(blocks[-1]), 1)
-        breaks = (np.diff(pages) != 1) | (np.diff(blocks) != 1) | (flags[1:] != flags[:-1])
-        starts = np.concatenate(([0], np.flatnonzero(breaks) + 1))
-        counts = np.diff(np.append(starts, len(pages)))
-        for start, count in zip(starts.tolist(), counts.tolist(), strict=True):
+        breaks = (pages[1:] != pages[:-1] + 1) | (blocks[1:] != blocks[:-1] + 1)
+        breaks |= flags[1:] != flags[:-1]
+        starts = [0, *(breaks.nonzero()[0] + 1).tolist(), len(pages)]
+        for start, end in itertools.pairwise(starts):
             yield TreePart(
                 "data",
                 int(pages[start]),
                 int(blocks[start]),
-                count,
+                end - start,
                 bool(int(flags[start]) & UNWRITTEN),
             )
 

@@ -40,8 +40,15 @@ GROWTH_MAX: Final = 96 << 20
 """Bytes by which one image may raise the peak of the memory in use."""
 
 _SPECIMEN_WEIGHTS: Final = {
-    **{"clean": 2, "maps": 4, "tree": 4, "dirty": 2, "orphans": 3, "cut": 3},
-    **{"error": 1, "full": 2, "chunks": 2},
+    "clean": 2,
+    "maps": 4,
+    "tree": 4,
+    "dirty": 2,
+    "orphans": 3,
+    "cut": 3,
+    "error": 1,
+    "full": 2,
+    "chunks": 2,
 }
 
 
@@ -117,6 +124,7 @@ class Bench:
         log.handlers[:] = [self.complaints]
         log.propagate = False
         self._images: dict[int, _WatchedImage] = {}
+        self._peak = _peak_bytes()
 
     def __enter__(self) -> "Bench":
         return self
@@ -164,7 +172,6 @@ class Bench:
     def run(self, case: Case) -> None:
         """Try one image. Raises Failure."""
         found, chosen, dice = case.build()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self.complaints.found.clear()
         # Again and again: an exception out of a callback of the garbage collector is swallowed.
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS_MAX, CPU_SECONDS_MAX)
@@ -172,9 +179,10 @@ class Bench:
             _Trial(self.image(found, chosen), dice, self.tally).run()
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            before, self._peak = self._peak, _peak_bytes()
         if self.complaints.found:
             raise Failure(f"the log says: {self.complaints.found[0]}")
-        growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) << 10
+        growth = self._peak - before
         if growth > GROWTH_MAX:
             raise Failure(f"it took {growth >> 20} MiB of memory")
         self.tally["images"] += 1
@@ -205,6 +213,11 @@ def limit_time() -> None:
         raise Failure(f"it took more than {CPU_SECONDS_MAX} s of processor time")
 
     signal.signal(signal.SIGPROF, on_time)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def _sized(size: int) -> _WatchedImage:
