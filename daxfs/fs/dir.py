@@ -166,13 +166,16 @@ class Directories:
         index = DirectoryIndex()
         if directory.size % BLOCK_SIZE or directory.size > FILE_SIZE_MAX:
             raise CorruptionError(f"directory {directory.ino} has the size {directory.size}")
-        page, pages, blocks = 0, directory.size >> PAGE_SHIFT, 0
+        page, pages = 0, directory.size >> PAGE_SHIFT
+        # Before anything is parsed: blocks that stand in the map many times would take for ever.
+        if self._core.map.mapped(directory.map_root, 0, pages) > self._core.blocks.total:
+            raise CorruptionError(f"directory {directory.ino} has more blocks than the image")
         while page < pages:
             run = self._core.map.lookup(directory.map_root, page, pages - page)
             if not run.block:
                 room = HOLES_MAX - len(index.holes)
                 index.holes.update(range(page, page + min(run.pages, room)))
-            elif run.unwritten or (blocks := blocks + run.pages) > self._core.blocks.total:
+            elif run.unwritten:
                 raise CorruptionError(f"directory {directory.ino}: page {page} is not valid")
             else:
                 for i in range(run.pages):

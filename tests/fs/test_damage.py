@@ -12,7 +12,7 @@ import pytest
 from fsbox import PAGE, ROOT, FsBox
 
 from daxfs.errors import CorruptionError, FsError
-from daxfs.fs.dir import HOLES_MAX
+from daxfs.fs.dir import HOLES_MAX, Directories
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
 from daxfs.fs.xattr import decode_blob, encode_blob
@@ -227,6 +227,21 @@ def test_a_map_that_repeats_its_nodes_without_end_is_damage(leaf: str, every: ra
     folder = fs.mkdir(box.root, b"d", 0o755, ROOT)
     plant(box, folder, LEAVES[leaf], every, FILE_SIZE_MAX)
     expect_damage(fs.lookup, folder, b"x")
+    box.close()
+
+
+def test_a_directory_of_more_blocks_than_the_image_has_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise each operation on it takes as long as to read the whole image."""
+    box = FsBox()
+    folder = box.fs.mkdir(box.root, b"d", 0o755, ROOT)
+    plant(box, folder, LEAVES["full"], ALL, FILE_SIZE_MAX)
+    read: list[int] = []
+    monkeypatch.setattr(Directories, "_parse", lambda *args: read.append(args[-1]))
+    with pytest.raises(CorruptionError):
+        box.fs.lookup(folder, b"x")
+    assert read == []
     box.close()
 
 
