@@ -53,6 +53,7 @@ LOCK_SECONDS: Final = 5.0
 """How long a mount waits for an image of which nobody says that it is about to be free."""
 LOCK_POLL_SECONDS: Final = 0.02
 
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GONE = (errno.ENODEV, errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -297,7 +298,11 @@ class Session:
         operations: Operations,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+        for each in _SIGNALS:
+            # What trio puts back when the loop ends: from there to a clean image nothing waits, and
+            # a signal must not end the process in between.
+            signal.signal(each, signal.SIG_IGN)
+        with trio.open_signal_receiver(*_SIGNALS) as signals:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 asked = False

@@ -115,6 +115,21 @@ def test_data_that_only_the_page_cache_holds_survives_sigterm(make_mount: MakeMo
     assert (mount.path / "file").read_bytes() == b"late" * 50000
 
 
+def test_signals_that_go_on_coming_do_not_cut_the_end_short(make_mount: MakeMount) -> None:
+    mount = make_mount()
+    mount.expect_log("second signal|is in use|ignored due to race condition")
+    fd = os.open(mount.path / "deleted", os.O_CREAT | os.O_RDWR)
+    os.unlink(mount.path / "deleted")
+    while mount.process is not None and mount.process.poll() is None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            mount.signal(number)
+    mount.wait_stopped()
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    assert _state(Path(mount.image)) == layout.STATE_CLEAN
+    mount.fsck()
+
+
 def test_image_on_a_disk_filesystem_survives_unmount(make_mount: MakeMount) -> None:
     mount = make_mount("persist=msync", on_disk=True)
     _fill(mount.path)
