@@ -17,6 +17,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from collections import Counter
@@ -96,7 +97,7 @@ def run(*, kills: int, clients: int, minutes: float, seed: int, jobs: int) -> Ou
         )
         for job in range(jobs)
     ]
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, _end_when_told) as pool:
         results = pool.map(_job, tasks)
     counts: Counter[str] = sum((result.counts for result in results), Counter())
     seconds = time.monotonic() - start
@@ -113,30 +114,39 @@ def run(*, kills: int, clients: int, minutes: float, seed: int, jobs: int) -> Ou
     )
 
 
+def _end_when_told() -> None:
+    """Have an interrupted run end its jobs by an exception, so that they leave no mount behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+
+
 def _job(task: Task) -> Result:
     """All rounds of one job; it ends at the first failure and leaves what is needed to look."""
     os.umask(0)
-    load = Load(task.seed, on_disk=task.on_disk)
-    try:
-        while load.wants(task):
-            if load.counts["clients_killed"] < task.clients:
-                load.kill_clients(min(8, task.clients - load.counts["clients_killed"]))
-            if load.counts["daemons_ended"] < task.daemons:
-                load.kill_daemon()
-    except Exception as error:
-        text = str(error) if isinstance(error, Failed) else traceback.format_exc()
-        load.site.release()
-        where = f"{load.site.image.parent}: seed {task.seed}, {load.doing}"
-        return Result(load.counts, [f"{text} [{where}]"])
-    load.site.remove()
+    site = Site(size=SIZE, on_disk=task.on_disk)
+    with contextlib.ExitStack() as stack:
+        stack.callback(site.remove)
+        load = Load(task.seed, site)
+        stack.callback(load.kill_clients_left)
+        try:
+            while load.wants(task):
+                if load.counts["clients_killed"] < task.clients:
+                    load.kill_clients(min(8, task.clients - load.counts["clients_killed"]))
+                if load.counts["daemons_ended"] < task.daemons:
+                    load.kill_daemon()
+        except Exception as error:
+            text = str(error) if isinstance(error, Failed) else traceback.format_exc()
+            site.release()
+            stack.pop_all()
+            where = f"{site.image.parent}: seed {task.seed}, {load.doing}"
+            return Result(load.counts, [f"{text} [{where}]"])
     return Result(load.counts, [])
 
 
 class Load:
     """A site with the clients that work on it."""
 
-    def __init__(self, seed: int, *, on_disk: bool) -> None:
-        self.site = Site(size=SIZE, on_disk=on_disk)
+    def __init__(self, seed: int, site: Site) -> None:
+        self.site = site
         self.counts: Counter[str] = Counter()
         self.doing = "made"
         self._seed = seed
@@ -240,6 +250,12 @@ class Load:
         self.site.unmount()
         self.site.check_clean()
         self.site.poison()
+
+    def kill_clients_left(self) -> None:
+        """Have no client run any more, whatever state they are in."""
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
 
     # --- ways to end ------------------------------------------------------------------------------
 

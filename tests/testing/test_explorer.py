@@ -57,7 +57,6 @@ def some(*names: str) -> list[Workload]:
 # --- daxfs ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_no_crash_state_of_one_operation_fails() -> None:
     result = explore(ONE, jobs=processors(), seed=SEED)

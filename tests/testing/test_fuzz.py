@@ -44,7 +44,6 @@ def assert_none_fails(outcome: Outcome) -> None:
 # --- the runs ------------------------------------------------------------------------------------
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_20_000_hostile_images() -> None:
     outcome = fuzz(seed=SEED, images=20_000)
@@ -56,7 +55,6 @@ def test_20_000_hostile_images() -> None:
 
 
 @pytest.mark.mount
-@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_40_hostile_images_with_real_mounts() -> None:
     outcome = fuzz(seed=SEED, images=40, mount=True)

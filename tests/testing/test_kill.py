@@ -2,7 +2,11 @@
 
 import os
 import random
+import signal
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +190,20 @@ def test_damage_to_names_is_seen(tmp_path: Path, damage: str) -> None:
         case "bytes":
             file.write_bytes(b"\xdb" * 100)
     assert storm.tree.check(read_tree(tmp_path)) is not None
+
+
+@pytest.mark.mount
+def test_an_interrupted_run_leaves_nothing_mounted(as_root: None, tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    argv = [sys.executable, "-m", "daxfs.testing", "kill", "--minutes", "5"]
+    with subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 60
+        while str(tmp_path) not in Path("/proc/self/mounts").read_text():
+            assert time.monotonic() < deadline, "it never mounted anything"
+            time.sleep(0.05)
+        time.sleep(1)
+        run.send_signal(signal.SIGINT)
+        run.wait(60)
+    assert run.returncode != 0
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert not list(tmp_path.iterdir())
