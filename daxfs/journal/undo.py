@@ -46,7 +46,7 @@ from typing import Final, NamedTuple
 
 from daxfs.errors import FsError, MediaError
 from daxfs.ondisk.layout import BLOCK_SIZE, JOURNAL_SEQ_OFFSET, Superblock
-from daxfs.pmem.image import Image
+from daxfs.pmem.image import Image, read_of
 from daxfs.pmem.persist import Buffer, Persist
 from daxfs.units import SECTOR_SIZE
 
@@ -77,16 +77,9 @@ def next_seq(seq: int) -> int:
     return (seq + 1) % (1 << 64)
 
 
-def _reader(source: Image | memoryview) -> Callable[[int, int], bytes]:
-    """How to read an image, of whose file a hole stays one, or its bytes."""
-    if isinstance(source, memoryview):
-        return lambda offset, length: bytes(source[offset : offset + length])
-    return source.pread
-
-
 def finished_seq(source: Image | memoryview) -> int:
     """Sequence number of the last finished transaction of an image, or of its bytes."""
-    return int(_WORD.unpack(_reader(source)(JOURNAL_SEQ_OFFSET, _WORD.size))[0])
+    return int(_WORD.unpack(read_of(source, JOURNAL_SEQ_OFFSET, _WORD.size))[0])
 
 
 def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
@@ -94,13 +87,14 @@ def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
 
     MediaError: they cannot all be read.
     """
-    read = _reader(source)
     seq = next_seq(finished_seq(source))
     position = sb.journal_start * BLOCK_SIZE
     end = position + sb.journal_blocks * BLOCK_SIZE
     entries = []
     while position + ENTRY_HEADER.size <= end:
-        entry_seq, offset, length, crc = ENTRY_HEADER.unpack(read(position, ENTRY_HEADER.size))
+        entry_seq, offset, length, crc = ENTRY_HEADER.unpack(
+            read_of(source, position, ENTRY_HEADER.size)
+        )
         following = position + entry_size(length)
         if (
             entry_seq != seq
@@ -110,7 +104,8 @@ def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
             or offset + length > sb.data_end * BLOCK_SIZE
         ):
             break
-        padded = read(position + ENTRY_HEADER.size, following - position - ENTRY_HEADER.size)
+        start = position + ENTRY_HEADER.size
+        padded = read_of(source, start, following - start)
         if entry_checksum(seq, offset, length, padded) != crc:
             break
         entries.append(UndoEntry(offset, padded[:length]))

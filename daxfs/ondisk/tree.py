@@ -29,7 +29,7 @@ from daxfs.ondisk.mapentry import (
     block_of,
     root_height,
 )
-from daxfs.pmem.image import Image
+from daxfs.pmem.image import Image, read_of
 from daxfs.units import PAGE_SHIFT, PMD_PAGES
 
 
@@ -150,12 +150,7 @@ class _Walk:
 
     def _entries(self, block: int) -> "_Entries":
         """A copy of the node in *block*. A damaged entry may point to a hole: it stays one."""
-        start = block * BLOCK_SIZE
-        if isinstance(self._source, memoryview):
-            raw = bytes(self._source[start : start + BLOCK_SIZE])
-        else:
-            raw = self._source.pread(start, BLOCK_SIZE)
-        return np.frombuffer(raw, ENTRY_DTYPE)
+        return np.frombuffer(read_of(self._source, block * BLOCK_SIZE, BLOCK_SIZE), ENTRY_DTYPE)
 
     def _leaf(
         self, pages: "np.ndarray[tuple[int], np.dtype[np.int64]]", entries: "_Entries"

@@ -389,3 +389,10 @@ class Image:
         if _libc.fstatfs(self.fd, words) != 0:
             raise FsError(ctypes.get_errno())
         return words[0] & 0xFFFFFFFF in (TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC)
+
+
+def read_of(source: Image | memoryview, offset: int, length: int) -> bytes:
+    """*length* bytes of an image, of whose file a hole stays one, or of its bytes. MediaError."""
+    if isinstance(source, memoryview):
+        return bytes(source[offset : offset + length])
+    return source.pread(offset, length)
