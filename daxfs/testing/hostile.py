@@ -40,15 +40,15 @@ GROWTH_MAX: Final = 96 << 20
 """Bytes by which one image may raise the peak of the memory in use."""
 
 _SPECIMEN_WEIGHTS: Final = {
-    "clean": 2,
+    "clean": 1,
     "maps": 4,
     "tree": 4,
-    "dirty": 2,
-    "orphans": 3,
+    "dirty": 1,
+    "orphans": 4,
     "cut": 3,
     "error": 1,
     "full": 2,
-    "chunks": 2,
+    "chunks": 1,
 }
 
 
