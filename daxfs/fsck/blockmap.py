@@ -71,7 +71,7 @@ class Tree:
     @property
     def blocks(self) -> int:
         """How many blocks it takes, nodes and data."""
-        return len(self.nodes) + int(self.data.counts.sum())
+        return len(self.nodes) + (int(self.data.counts.sum()) if len(self.data) else 0)
 
     @property
     def end(self) -> int:

@@ -430,5 +430,5 @@ _KINDS: Final[dict[str, Callable[[Specimen, Random], Mutation]]] = {
     "bitmap": _bitmap,
     "records": _records,
 }
-_WEIGHTS: Final = [40, 3, 6, 4, 3, 3, 3, 2, 2, 4, 3, 5, 8, 5, 3, 6]
+_WEIGHTS: Final = [40, 3, 6, 4, 3, 3, 3, 2, 2, 4, 3, 5, 8, 8, 3, 6]
 KINDS: Final = tuple(_KINDS)

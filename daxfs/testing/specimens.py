@@ -234,17 +234,22 @@ PAGE: Final = bytes(range(256)) * 16
 
 
 def _few(fs: FileSystem) -> None:
-    """What each specimen has: a file with two names, a link, a directory, attributes."""
+    """What each specimen has: a file with two names, a link, a directory."""
     root = fs.root
     one = fs.create(root, b"one", 0o644, ROOT)
     fs.write(one, 0, PAGE[:100])
     fs.link(one, root, b"hard")
     fs.symlink(root, b"link", b"folder/sub", ROOT)
-    labelled = fs.create(root, b"labelled", 0o644, ROOT)
+    fs.mkdir(root, b"folder", 0o2755, ROOT)
+
+
+def _labels(fs: FileSystem) -> None:
+    """Extended attributes and access control lists."""
+    labelled = fs.create(fs.root, b"labelled", 0o644, ROOT)
     fs.setxattr(labelled, b"user.short", b"value")
     fs.setxattr(labelled, b"user.empty", b"")
     fs.setxattr(labelled, b"user.long", b"v" * 6000)
-    folder = fs.mkdir(root, b"folder", 0o2755, ROOT)
+    folder = fs.lookup(fs.root, b"folder")
     fs.setxattr(folder, DEFAULT, ACCESS_LIST)
     fs.setxattr(folder, ACCESS, ACCESS_LIST)
 
@@ -363,14 +368,14 @@ def _make(size: int, *steps: Callable[[FileSystem], None], how: str) -> bytes:
 
 
 _RECIPES: Final[dict[str, Callable[[], bytes]]] = {
-    "clean": lambda: _make(SMALL, _few, _plain, _maps, _tree, how="clean"),
+    "clean": lambda: _make(SMALL, _few, _labels, _plain, _maps, _tree, how="clean"),
     "maps": lambda: _make(SMALL, _few, _maps, how="clean"),
     "tree": lambda: _make(SMALL, _few, _tree, how="clean"),
-    "dirty": lambda: _make(SMALL, _few, _maps, _tree, _orphans, how="dirty"),
-    "orphans": lambda: _make(SMALL, _few, _plain, _orphans, how="dirty"),
-    "cut": lambda: _make(SMALL, _few, _plain, _orphans, how="cut"),
-    "error": lambda: _make(SMALL, _few, _tree, how="error"),
-    "full": lambda: _make(SMALL, _few, _tree, _use_up, how="clean"),
+    "dirty": lambda: _make(SMALL, _few, _labels, _maps, _tree, _orphans, how="dirty"),
+    "orphans": lambda: _make(SMALL, _few, _labels, _plain, _orphans, how="dirty"),
+    "cut": lambda: _make(SMALL, _few, _labels, _plain, _orphans, how="cut"),
+    "error": lambda: _make(SMALL, _few, _labels, how="error"),
+    "full": lambda: _make(SMALL, _few, _labels, _use_up, how="clean"),
     "chunks": lambda: _make(WITH_CHUNKS, _fill_chunks, how="dirty"),
 }
 NAMES: Final = tuple(_RECIPES)
