@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from daxfs.fs.blockmap import BlockMap
 from daxfs.fs.super import FileSystem
@@ -16,6 +17,7 @@ from daxfs.fsck import checker
 from daxfs.journal import undo
 from daxfs.ondisk import layout, mapentry
 from daxfs.testing import hostile, mutations
+from daxfs.testing.commands.main import main
 from daxfs.testing.fuzz import fuzz
 from daxfs.testing.guided import fuzz_guided
 from daxfs.testing.hostile import Bench, ByteDice, Case
@@ -267,6 +269,13 @@ def test_a_name_means_one_image(case: Case) -> None:
     assert first[0] is again[0]
     assert first[1] == again[1]
     assert first[2].random() == again[2].random()
+
+
+@pytest.mark.parametrize("seed", ["x", "x1", "a/b"])
+def test_a_seed_that_no_name_can_hold_is_refused(seed: str) -> None:
+    result = CliRunner().invoke(main, ["fuzz", "--images", "2", "--seed", seed])
+    assert result.exit_code == 2
+    assert f"--seed {seed}" in result.output
 
 
 def test_bytes_decide_and_zeroes_follow() -> None:

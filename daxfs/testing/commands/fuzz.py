@@ -63,6 +63,8 @@ def command(
         except (ValueError, IndexError) as error:
             raise click.UsageError(f"{case} names no image: {error}") from error
         finish(outcome, json=json)
+    if seed is not None and (seed.startswith("x") or "/" in seed):
+        raise click.UsageError(f"--seed {seed}: an 'x' in front and '/' have a meaning in names")
     if guided:
         if minutes is None:
             raise click.UsageError("--atheris needs --minutes")
