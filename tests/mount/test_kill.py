@@ -294,7 +294,10 @@ def test_ordinary_user_mounts_again_after_a_kill(unprivileged: MakeMount) -> Non
 
 
 def _kill_daemon_of(image: Path) -> None:
-    """SIGKILL for the daemon of *image*: it has a session, but does not lead it."""
+    """SIGKILL for the daemon of *image*: it has a session, but does not lead it.
+
+    So it is with a child that it makes, for a moment.
+    """
     found = []
     deadline = time.monotonic() + END_SECONDS
     while not found:
@@ -303,7 +306,9 @@ def _kill_daemon_of(image: Path) -> None:
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
                 if os.fsencode(image) in words and os.getsid(pid) not in (pid, os.getsid(0)):
-                    found.append(pid)
+                    parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+                    if int(parent) not in found:
+                        found.append(pid)
     [pid] = found
     os.kill(pid, signal.SIGKILL)
 
