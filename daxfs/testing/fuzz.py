@@ -6,6 +6,7 @@ goes on behind it. A failing image is reduced to the fewest mutations, and named
 tried again.
 """
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -28,6 +29,8 @@ MEMORY_MAX: Final = 2 << 30
 """Address space that a worker may take beyond what it has at the start."""
 
 _REPORT_SECONDS: Final = 1.0
+_GARBAGE_MAX: Final = 20_000
+"""Objects made, less those freed, after which a worker looks for cycles."""
 
 
 def replay(text: str, *, mount: bool = False) -> Outcome:
@@ -194,6 +197,9 @@ def _work(
     """The life of one worker."""
     _limit_memory()
     limit_time()
+    # What was there before is never garbage, and an image leaves few cycles.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_MAX)
     base_kb, parent = 0, os.getppid()
     begun = time.process_time()
     with _bench(mount) as bench:
