@@ -53,7 +53,7 @@ def test_20_000_hostile_images() -> None:
     assert outcome.figures["images"] == 20_000
     for name in ("repaired", "refused", "met_damage", "no_super_block"):
         assert int(outcome.figures[name]) > 400, f"{name}: the images are too tame"
-    assert float(outcome.figures["peak_growth_mib"]) < 64
+    assert float(outcome.figures["peak_growth_mib"]) < 128
 
 
 @pytest.mark.mount
