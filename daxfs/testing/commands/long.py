@@ -40,7 +40,7 @@ PARTS: Sequence[Part] = (
     Part("explore", ("--steps", "3")),
     Part("explore", ("--steps", "1", "--recovery")),
     Part("fuzz", ("--atheris", "--minutes", "10")),
-    Part("fuzz", ("--mount", "--images", "1000")),
+    Part("fuzz", ("--mount", "--images", "500")),
     Part("faults"),
     Part("poison"),
     Part("mutants", is_seeded=False),
