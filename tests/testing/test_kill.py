@@ -193,7 +193,10 @@ def test_damage_to_names_is_seen(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.mount
-def test_an_interrupted_run_leaves_nothing_mounted(as_root: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_mounted(
+    as_root: None, tmp_path: Path, way: signal.Signals
+) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     argv = [sys.executable, "-m", "daxfs.testing", "kill", "--minutes", "5"]
     with subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL) as run:
@@ -202,7 +205,7 @@ def test_an_interrupted_run_leaves_nothing_mounted(as_root: None, tmp_path: Path
             assert time.monotonic() < deadline, "it never mounted anything"
             time.sleep(0.05)
         time.sleep(1)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(way)
         run.wait(60)
     assert run.returncode != 0
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()

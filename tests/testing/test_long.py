@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from daxfs.testing.commands.main import COMMANDS, main
 SMALL = (
     long.Part("explore", ("--workloads", "1")),
     long.Part("fuzz", ("--images", "20")),
+    long.Part("fuzz", ("--images", "20"), 1),
     long.Part("mutants", ("Journal.finish flush",), is_seeded=False),
 )
 
@@ -35,8 +37,13 @@ def test_all_parts_are_run_and_their_figures_kept(
     assert "0 failures" in ran.output
     found = [json.loads(line) for line in file.read_text().splitlines()]
     assert {outcome["part"] for outcome in found} == {"explore", "fuzz", "mutants"}
+    assert [outcome["figures"]["seed"] for outcome in found if outcome["part"] == "fuzz"] == [
+        "3",
+        "4",
+    ]
     for part in SMALL:
         assert str(part) in ran.output
+    assert re.search(r"fuzz --images 20 +images +40\b", ran.output)
 
 
 def test_a_part_that_fails_or_dies_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +63,8 @@ def children(pid: int) -> list[str]:
     ]
 
 
-def test_an_interruption_ends_the_parts_too() -> None:
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_parts_too(way: signal.Signals) -> None:
     """They are processes of their own; what they have mounted or forked ends with them."""
     argv = [sys.executable, "-m", "daxfs.testing", "long", "--lanes", "2"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
@@ -65,7 +73,7 @@ def test_an_interruption_ends_the_parts_too() -> None:
             assert time.monotonic() < deadline, "the parts never began"
             time.sleep(0.1)
         time.sleep(1)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(way)
         run.communicate(timeout=60)
     assert run.returncode != 0
     assert not any(os.path.exists(f"/proc/{part}") for part in parts)

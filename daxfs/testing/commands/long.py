@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ import click
 
 from daxfs.cli.table import show_table
 from daxfs.testing.commands.main import JSON
-from daxfs.testing.outcome import Outcome
+from daxfs.testing.outcome import Figure, Outcome
 
 TAIL_LINES = 20
 """So many last lines of a part that died are shown."""
@@ -27,6 +26,8 @@ class Part(NamedTuple):
 
     command: str
     arguments: tuple[str, ...] = ()
+    number: int = 0
+    """Added to the seed: which of several that are alike it is."""
     is_seeded: bool = True
 
     def __str__(self) -> str:
@@ -34,18 +35,18 @@ class Part(NamedTuple):
 
 
 PARTS: Sequence[Part] = (
-    Part("fuzz", ("--images", "1000000")),
     Part("kill", ("--kills", "200", "--clients", "200")),
     Part("explore", ("--steps", "2")),
     Part("explore", ("--steps", "3")),
     Part("explore", ("--steps", "1", "--recovery")),
-    Part("fuzz", ("--atheris", "--minutes", "10")),
-    Part("fuzz", ("--mount", "--images", "500")),
+    Part("mutants", is_seeded=False),
     Part("faults"),
     Part("poison"),
-    Part("mutants", is_seeded=False),
+    Part("fuzz", ("--mount", "--images", "200")),
+    Part("fuzz", ("--atheris", "--minutes", "10")),
+    *[Part("fuzz", ("--images", "100000"), number) for number in range(10)],
 )
-"""The longest first, so that the processors are busy to the end."""
+"""Many equal ones at the end, so that the processors are busy to the end."""
 
 
 @click.command(
@@ -80,11 +81,25 @@ def command(seed: int, lanes: int, json: str | None) -> None:
     failed = sum(len(outcome.failures) for outcome in outcomes.values())
     show_table(
         f"{failed} failures, {(time.monotonic() - start) / 60:.0f} minutes, seed {seed}",
-        [(str(part), *row) for part in PARTS for row in outcomes[part].rows()],
+        [(name, *row) for name, outcome in _by_name(outcomes) for row in outcome.rows()],
         columns=("part", "", ""),
         numbers=1,
     )
     sys.exit(1 if failed else 0)
+
+
+def _by_name(outcomes: dict[Part, Outcome]) -> Iterator[tuple[str, Outcome]]:
+    """The outcome of each part, in the order of PARTS; of parts that are alike the sums."""
+    for name in dict.fromkeys(str(part) for part in PARTS):
+        alike = [outcomes[part] for part in PARTS if str(part) == name]
+        if len(alike) == 1:
+            yield name, alike[0]
+            continue
+        figures: dict[str, Figure] = {"parts": len(alike)}
+        for key, value in alike[0].figures.items():
+            if key == "seconds" or (isinstance(value, int) and key != "seed"):
+                figures[key] = sum(outcome.figures.get(key, 0) for outcome in alike)  # type: ignore[misc]
+        yield name, Outcome(alike[0].part, figures)
 
 
 def _run_all(seed: int, lanes: int) -> Iterator[tuple[Part, Outcome, float]]:
@@ -111,7 +126,7 @@ def _run(
     start = time.monotonic()
     arguments = [*part.arguments, "--jobs", "1", "--json", str(result)]
     if part.is_seeded:
-        arguments += ["--seed", str(seed)]
+        arguments += ["--seed", str(seed + part.number)]
     process = subprocess.Popen(
         [sys.executable, "-m", "daxfs.testing", part.command, *arguments],
         stdin=subprocess.DEVNULL,
@@ -132,5 +147,5 @@ def _end(running: list[subprocess.Popen[str]]) -> None:
     """End what still runs: after an interruption."""
     for process in running:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             process.wait()
