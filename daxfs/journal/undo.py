@@ -9,7 +9,7 @@ in the journal region (see docs/SPEC.md):
 
 Entries of a transaction stand one behind the other from the start of the region. An entry is valid
 if its checksum (over everything but itself) is right and its seq is the finished seq + 1; the log
-is all valid entries up to the first that is not.
+is all valid entries up to the first that is not. The checksum begins with the image's UUID.
 
 Why the order is enough
 1. An entry is stored, flushed and fenced before the store that it can undo. So whatever part of an
@@ -26,6 +26,9 @@ Why the order is enough
 The checksum is a CRC of another polynomial than those in the image. An inode row ends with its own
 crc32c, and the crc32c of whole rows is the same for all of them: a torn entry that holds an older
 row of the same inode, left by an earlier transaction, would pass for whole.
+
+Old bytes of files get into the journal too, at places that a user can work out. Without the UUID,
+which users do not know, they could be made to look like entries that give them what they like.
 
 New blocks, which nothing points to yet, are stored and flushed without the log: a pointer to them
 is undone unless the commit was reached, and the commit's fence lies before that.
@@ -67,9 +70,14 @@ def entry_size(length: int) -> int:
     return ENTRY_HEADER.size + (length + 7 & ~7)
 
 
-def entry_checksum(seq: int, offset: int, length: int, padded: bytes) -> int:
+def checksum_seed(sb: Superblock) -> int:
+    """What the checksums of all entries of an image begin with."""
+    return zlib.crc32(sb.uuid.bytes)
+
+
+def entry_checksum(seed: int, seq: int, offset: int, length: int, padded: bytes) -> int:
     """The checksum of an entry with the old bytes *padded*."""
-    return zlib.crc32(padded, zlib.crc32(_CHECKED.pack(seq, offset, length)))
+    return zlib.crc32(padded, zlib.crc32(_CHECKED.pack(seq, offset, length), seed))
 
 
 def next_seq(seq: int) -> int:
@@ -87,7 +95,7 @@ def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
 
     MediaError: they cannot all be read.
     """
-    seq = next_seq(finished_seq(source))
+    seed, seq = checksum_seed(sb), next_seq(finished_seq(source))
     position = sb.journal_start * BLOCK_SIZE
     end = position + sb.journal_blocks * BLOCK_SIZE
     entries = []
@@ -106,7 +114,7 @@ def scan(source: Image | memoryview, sb: Superblock) -> list[UndoEntry]:
             break
         start = position + ENTRY_HEADER.size
         padded = read_of(source, start, following - start)
-        if entry_checksum(seq, offset, length, padded) != crc:
+        if entry_checksum(seed, seq, offset, length, padded) != crc:
             break
         entries.append(UndoEntry(offset, padded[:length]))
         position = following
@@ -122,6 +130,7 @@ class Transaction:
     def __init__(self, journal: "Journal", seq: int) -> None:
         self._journal = journal
         self._persist = journal.persist
+        self._seed = journal.checksum_seed
         self._seq = seq
         self._position = journal.start
         self._entries: list[UndoEntry] = []
@@ -200,7 +209,7 @@ class Transaction:
             raise FsError(errno.ENOSPC, "the journal is too small for this operation")
         old = bytes(self._persist.image.load(offset, length))
         padded = old + bytes(-length & 7)
-        crc = entry_checksum(self._seq, offset, length, padded)
+        crc = entry_checksum(self._seed, self._seq, offset, length, padded)
         header = ENTRY_HEADER.pack(self._seq, offset, length, crc)
         # First in the memory of this process: an abort must undo whatever was stored.
         self._entries.append(UndoEntry(offset, old))
@@ -253,6 +262,7 @@ class Journal:
         self.sb = sb
         self.start: Final = sb.journal_start * BLOCK_SIZE
         self.end: Final = self.start + sb.journal_blocks * BLOCK_SIZE
+        self.checksum_seed: Final = checksum_seed(sb)
         self.open: Transaction | None = None
         self._unfinished: tuple[list[UndoEntry], int] | None = None
         """What was not reached at the end of the last transaction: see ``undo``."""

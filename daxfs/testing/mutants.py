@@ -225,8 +225,8 @@ def _unchecked() -> AbstractContextManager[object]:
 def _any_number() -> AbstractContextManager[object]:
     checksum = undo.entry_checksum
 
-    def without_number(seq: int, offset: int, length: int, padded: bytes) -> int:
-        return checksum(0, offset, length, padded)
+    def without_number(seed: int, seq: int, offset: int, length: int, padded: bytes) -> int:
+        return checksum(seed, 0, offset, length, padded)
 
     return mock.patch.object(undo, "entry_checksum", without_number)
 

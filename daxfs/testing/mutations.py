@@ -97,16 +97,16 @@ def _seal(specimen: Specimen, raw: bytearray | memoryview, seal: Seal) -> None:
         region = bytes(raw[start : start + sb.bitmap_blocks * BLOCK_SIZE])
         struct.pack_into("<Q", raw, layout.BITMAP_CRC_OFFSET, google_crc32c.value(region))
     elif seal.of == "journal":
-        _seal_entry(raw, seal.number)
+        _seal_entry(sb, raw, seal.number)
     else:
         _seal_blob(specimen, raw, seal.number)
 
 
-def _seal_entry(raw: bytearray | memoryview, at: int) -> None:
+def _seal_entry(sb: layout.Superblock, raw: bytearray | memoryview, at: int) -> None:
     seq, offset, length, _ = undo.ENTRY_HEADER.unpack_from(raw, at)
     start = at + undo.ENTRY_HEADER.size
     padded = bytes(raw[start : start + (length + 7 & ~7)])
-    crc = undo.entry_checksum(seq, offset, length, padded)
+    crc = undo.entry_checksum(undo.checksum_seed(sb), seq, offset, length, padded)
     undo.ENTRY_HEADER.pack_into(raw, at, seq, offset, length, crc)
 
 
@@ -296,7 +296,7 @@ def _journal(specimen: Specimen, dice: Random) -> Mutation:
         old = dice.randbytes(dice.choice([1, 8, 8, 256, 4096]))
         item = bytearray(undo.ENTRY_HEADER.pack(seq, offset, len(old), 0))
         item += old.ljust(len(old) + 7 & ~7, b"\0")
-        _seal_entry(item, 0)
+        _seal_entry(sb, item, 0)
         log += item
     return Mutation("", [(sb.journal_start * BLOCK_SIZE, log)])
 

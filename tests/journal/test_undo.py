@@ -10,6 +10,7 @@ import random
 import struct
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -170,6 +171,20 @@ def test_entries_of_earlier_transactions_are_dead(f: Fixture) -> None:
     tx = f.journal.begin()
     tx.store(DATA, b"newbytes")
     assert [entry.old for entry in scan(f.image.mem, SB)] == [b"longlong"]
+
+
+def test_bytes_of_a_file_are_no_entry(f: Fixture) -> None:
+    """The journal takes old bytes of files: they may be made to look like what follows in it."""
+    seq, target = finished_seq(f.image) + 2, SB.inode_offset(1)
+    crc = zlib.crc32(b"forged!!", zlib.crc32(struct.pack("<QQI", seq, target, 8)))
+    forged = ENTRY_HEADER.pack(seq, target, 8, crc) + b"forged!!"
+    f.persist.store(DATA, bytes(8) + forged)
+    with f.journal.begin() as tx:
+        tx.fill(DATA, 8 + len(forged))
+    f.journal.begin().store_u64(DATA + BLOCK_SIZE, 1)
+    raw = f.image.mem[JOURNAL + entry_size(8) :][: len(forged)]
+    assert raw == forged, "it does not lie where the next entry would"
+    assert [entry.offset for entry in scan(f.image, SB)] == [DATA + BLOCK_SIZE]
 
 
 def test_a_changed_seq_does_not_revive_an_entry(f: Fixture) -> None:

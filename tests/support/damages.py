@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import google_crc32c
 from damage import SIZE, Damaged
 
-from daxfs.journal.undo import ENTRY_HEADER, entry_checksum
+from daxfs.journal.undo import ENTRY_HEADER, checksum_seed, entry_checksum
 from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.ondisk.mapentry import HUGE, TABLE, UNWRITTEN, block_of, entry
@@ -64,8 +64,12 @@ def journal(image: Damaged) -> None:
     old = image.peek(offset, layout.INODE_SIZE)
     image.poke(offset, b"\xff" * 8)
     seq = image.word(layout.JOURNAL_SEQ_OFFSET) + 1
-    header = ENTRY_HEADER.pack(seq, offset, len(old), entry_checksum(seq, offset, len(old), old))
-    image.poke(image.sb.journal_start * BLOCK_SIZE, header + old)
+    image.poke(image.sb.journal_start * BLOCK_SIZE, _entry(image, seq, offset, old))
+
+
+def _entry(image: Damaged, seq: int, offset: int, old: bytes) -> bytes:
+    crc = entry_checksum(checksum_seed(image.sb), seq, offset, len(old), old)
+    return ENTRY_HEADER.pack(seq, offset, len(old), crc) + old
 
 
 def super_field(field: str) -> Damage:
@@ -140,8 +144,7 @@ def journal_of_several(image: Damaged) -> None:
     for place in places:
         old = image.peek(place, 64)
         image.poke(place, b"\xa5" * 64)
-        log += ENTRY_HEADER.pack(seq, place, len(old), entry_checksum(seq, place, len(old), old))
-        log += old
+        log += _entry(image, seq, place, old)
     image.poke(image.sb.journal_start * BLOCK_SIZE, log)
 
 
