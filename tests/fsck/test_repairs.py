@@ -130,6 +130,23 @@ def test_a_file_called_lost_and_found_is_left_alone(damaged: Damaged) -> None:
     assert f"lost+found_/#{damaged.numbers['one']}" in after
 
 
+def test_a_name_that_lost_and_found_has_already_is_left_alone(damaged: Damaged) -> None:
+    before = damaged.tree()
+    name = b"#%d" % damaged.numbers["one"]
+    image, persist, fs = mounted(damaged.path)
+    home = fs.mkdir(fs.root, b"lost+found", 0o755, CRED)
+    fs.symlink(home, name, b"elsewhere", CRED)
+    fs.unmount()
+    persist.close()
+    image.close()
+    file_lost(damaged)
+    assert damaged.fsck("-y")[0] == 1
+    assert damaged.fsck("-n")[0] == 0
+    after = damaged.tree()
+    assert stat.S_ISLNK(after[f"lost+found/{name.decode()}"][0])
+    assert after[f"lost+found/{name.decode()}_"] == before["one"]
+
+
 def test_two_owners_of_one_block_get_one_each(damaged: Damaged) -> None:
     """Whichever of them is the right one, it loses nothing."""
     before = damaged.tree()
