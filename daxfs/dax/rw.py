@@ -32,7 +32,7 @@ from daxfs.dax.iomap import IOMAP_WRITE, IOMAP_ZERO, DaxInode, Iomap, IomapOps, 
 from daxfs.dax.mapping import PGOFF_END
 from daxfs.dax.writeback import Writeback
 from daxfs.dax.zero_page import ZERO
-from daxfs.errors import BadDataError, FsError, ends_transfer
+from daxfs.errors import BadDataError, FsError
 from daxfs.pmem.persist import Persist
 from daxfs.trace import Trace
 from daxfs.units import PAGE_SHIFT, PAGE_SIZE, PMD_SHIFT, PMD_SIZE, SECTOR_SIZE, align_down
@@ -226,9 +226,15 @@ class Dax:
         while done < length:
             try:
                 iomap = self.ops.iomap_begin(inode, pos + done, length - done, IOMAP_WRITE)
+            except FsError as error:
+                if done and error.errno == errno.ENOSPC:
+                    break
+                raise
+            # A journal that becomes full here is ENOSPC too, but blocks are half published then.
+            try:
                 done += self._store(inode, pos + done, view[done:], iomap)
-            except OSError as error:
-                if done and ends_transfer(error):
+            except BadDataError:
+                if done:
                     break
                 raise
         self.trace.counters.bytes_written += done

@@ -202,6 +202,8 @@ class Core:
             try:
                 if self.journal.open is not None:
                     self.journal.open.abort()
+                if not expected:
+                    self.journal.settle()
                 if op is not None:
                     self._forget_changes(op)
                 undone = expected or self.journal.is_settled

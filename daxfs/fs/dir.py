@@ -259,8 +259,8 @@ class Directories:
             op.remap(directory, change)
         del index.names[dirent.name]
         del index.order[dirent.offset]
-        self._trim(directory, index)
         op.modify(directory)
+        self._trim(directory, index)
 
     def _trim(self, directory: Inode, index: DirectoryIndex) -> None:
         """Set the size to the end of the last block."""

@@ -139,10 +139,10 @@ class SpaceOperations(FileOperations):
                     # Both ends of the range here: elsewhere nothing is split, which needs space.
                     for step in (steps[-1], (first, (first | PMD_PAGES - 1) + 1)):
                         self._unwrite(op, inode, step, whole)
+                op.modify(inode)
                 if end > inode.size and not keep_size:
                     self._zero_tail(inode)
                     inode.size = end
-                op.modify(inode)
         except FsError:
             for start, stop in taken:
                 with self.operation() as op:
@@ -280,10 +280,10 @@ class SpaceOperations(FileOperations):
         end = pos_out + length
         with self.operation() as op:
             self._punch(op, target, pos_out, end)
+            op.modify(target)
             if end > target.size:
                 self._zero_tail(target)
                 target.size = end
-            op.modify(target)
         return length
 
 

@@ -241,7 +241,9 @@ class Transaction:
         """
         try:
             if self._entries:
-                self._journal.undo(self._entries, self._seq)
+                # Known before anything is called: without memory the call itself can fail.
+                self._journal.unfinished = self._entries, self._seq
+                self._journal.settle()
         finally:
             self._end(self._abort_calls[::-1])
 
@@ -264,7 +266,7 @@ class Journal:
         self.end: Final = self.start + sb.journal_blocks * BLOCK_SIZE
         self.checksum_seed: Final = checksum_seed(sb)
         self.open: Transaction | None = None
-        self._unfinished: tuple[list[UndoEntry], int] | None = None
+        self.unfinished: tuple[list[UndoEntry], int] | None = None
         """What was not reached at the end of the last transaction: see ``undo``."""
         self.finished = persist.load_u64(JOURNAL_SEQ_OFFSET)
         """Sequence number of the last finished transaction."""
@@ -277,7 +279,7 @@ class Journal:
     @property
     def is_settled(self) -> bool:
         """Whether no transaction that has ended may still be undone by a recovery."""
-        return self._unfinished is None
+        return self.unfinished is None
 
     def begin(self) -> Transaction:
         """Open a transaction; use it in a ``with`` statement.
@@ -285,10 +287,14 @@ class Journal:
         MediaError: the last one could still not be finished.
         """
         assert self.open is None, "a transaction is open already"
-        if self._unfinished is not None:
-            self.undo(*self._unfinished)
+        self.settle()
         self.open = Transaction(self, next_seq(self.finished))
         return self.open
+
+    def settle(self) -> None:
+        """Finish, or undo, a transaction that has ended before that was done. MediaError."""
+        if self.unfinished is not None:
+            self.undo(*self.unfinished)
 
     def recover(self) -> int:
         """Undo the unfinished transaction, if there is one; the number of ranges restored.
@@ -312,7 +318,7 @@ class Journal:
         begins: until *seq* is finished for certain, the journal must stay as it is, and no block
         that the transaction freed may be stored to.
         """
-        self._unfinished = entries, seq
+        self.unfinished = entries, seq
         failure: MediaError | None = None
         for offset, old in reversed(entries):
             try:
@@ -328,13 +334,13 @@ class Journal:
 
     def finish(self, seq: int) -> None:
         """Make *seq* the last finished transaction: its entries are dead from here on."""
-        if self._unfinished is None:
-            self._unfinished = [], seq
         self.persist.store_u64(JOURNAL_SEQ_OFFSET, seq)
         self.finished = seq
+        if self.unfinished is None:
+            self.unfinished = [], seq
         self.persist.flush(JOURNAL_SEQ_OFFSET, 8)
         self.persist.fence()
-        self._unfinished = None
+        self.unfinished = None
 
     def clear_badblocks(self) -> None:
         """Store zeroes over the bad blocks of the region. Only while the log is empty."""
