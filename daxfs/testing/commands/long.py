@@ -40,7 +40,7 @@ PARTS: Sequence[Part] = (
     Part("explore", ("--steps", "3")),
     Part("explore", ("--steps", "1", "--recovery")),
     Part("mutants", is_seeded=False),
-    Part("faults"),
+    Part("faults", ("--minutes", "10")),
     Part("poison"),
     Part("fuzz", ("--mount", "--images", "200")),
     Part("fuzz", ("--atheris", "--minutes", "10")),
