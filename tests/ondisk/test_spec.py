@@ -157,7 +157,8 @@ class Reader:
             end = at + 24 + -(-length // 8) * 8
             if seq != self.u64(1056) + 1:
                 break
-            if crc32(bytes(self.raw[at : at + 20] + self.raw[at + 24 : end])) != checksum:
+            checked = self.raw[16:32] + self.raw[at : at + 20] + self.raw[at + 24 : end]
+            if crc32(bytes(checked)) != checksum:
                 break
             log.append((offset, bytes(self.raw[at + 24 : at + 24 + length])))
             at = end
