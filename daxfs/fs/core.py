@@ -196,10 +196,10 @@ class Core:
                 self._finish(op)
         except BaseException as error:
             # Without memory an operation can fail anywhere: in its end too, or in giving back.
-            expected = isinstance(error, OSError)
-            self.is_in_doubt |= not expected
             undone = False
             try:
+                expected = isinstance(error, OSError)
+                self.is_in_doubt |= not expected
                 if self.journal.open is not None:
                     self.journal.open.abort()
                 if not expected:

@@ -38,15 +38,17 @@ def format_image(
     root_uid: int = 0,
     root_gid: int = 0,
     root_mode: int = 0o755,
+    identity: uuid.UUID | None = None,
 ) -> Superblock:
     """Make an empty filesystem in *image*, whatever it held; its super block.
 
+    Its UUID is *identity*, or a new one, which users do not know: the journal relies on that.
     The root folder gets owner *root_uid*, *root_gid* and the permission bits *root_mode*. Raises
     ValueError, with a message for a person and the image untouched, if the numbers do not fit;
     FsError(ENOSPC) if the host has no room for what is written.
     """
     now_ns = time.time_ns()
-    sb = plan(image.size, inodes, label, uuid.uuid4(), now_ns)
+    sb = plan(image.size, inodes, label, identity or uuid.uuid4(), now_ns)
     persist = ReservingPersist(image, domain_for(image, "auto"))
     try:
         _erase(image, persist, sb)

@@ -14,6 +14,7 @@ import struct
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import numpy as np
 
@@ -348,7 +349,7 @@ class _StopAtCommit:
 
 def _make(size: int, *steps: Callable[[FileSystem], None], how: str) -> bytes:
     with Image.anonymous(size) as image:
-        format_image(image, inodes=INODES, label="specimen")
+        format_image(image, inodes=INODES, label="specimen", identity=UUID(int=1))
         persist = Persist(image, "memory")
         fs = FileSystem.mount(image, persist, enable_acl=True)
         for step in steps:

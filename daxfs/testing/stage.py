@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
+from uuid import UUID
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ from daxfs.testing.recorder import Begin, End, Event, Part, Recorder
 from daxfs.testing.usage import FREE, Kinds, block_kinds
 
 _START_NS: Final = 10**18
+_IDENTITY: Final = UUID(int=1)
 _STEP_NS: Final = 10**9
 
 
@@ -167,7 +169,7 @@ class Ground:
     def make(cls, name: str, prepare: Callable[[FileSystem], None], size: int) -> "Ground":
         """Run *prepare* on an empty filesystem of *size* bytes."""
         with PoisonImage.anonymous(size) as image:
-            sb = format_image(image)
+            sb = format_image(image, identity=_IDENTITY)
             _set_root_times(image, sb)
             persist = Persist(image, "memory")
             fs = WatchedFs.mount(image, persist, enable_acl=True, discard=False)
