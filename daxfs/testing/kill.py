@@ -126,7 +126,7 @@ def _job(task: Task) -> Result:
     with contextlib.ExitStack() as stack:
         stack.callback(site.remove)
         load = Load(task.seed, site)
-        stack.callback(load.kill_clients_left)
+        stack.callback(load.kill_all_clients)
         try:
             while load.wants(task):
                 if load.counts["clients_killed"] < task.clients:
@@ -236,8 +236,7 @@ class Load:
             self.counts["clients_killed"] += 1
             self._verify("seen", [victim])
             self._start([victim])
-        for process in self._processes.values():
-            os.kill(process, signal.SIGKILL)
+        self.kill_all_clients()
         self._join()
         self._verify("seen")
         site.unmount()
@@ -251,8 +250,8 @@ class Load:
         self.site.check_clean()
         self.site.poison()
 
-    def kill_clients_left(self) -> None:
-        """Have no client run any more, whatever state they are in."""
+    def kill_all_clients(self) -> None:
+        """Kill the clients that run, whatever state they are in."""
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
@@ -283,8 +282,7 @@ class Load:
                 site.signal(signal.SIGTERM)
                 time.sleep(rng.uniform(0, 0.15))
             case "kill while unmounting":
-                for process in self._processes.values():
-                    os.kill(process, signal.SIGKILL)
+                self.kill_all_clients()
                 self._join_only()
                 self._beside("umount")
                 return False
