@@ -182,6 +182,8 @@ def _ask_daemon(action: str, target: str, where: dict[str, int]) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise CommandError(f"{target}: is not a regular file: name sectors of the image")
         where = where | {"ino": status.st_ino}
+    elif stat.S_ISREG(status.st_mode):
+        raise CommandError(f"{target}: sectors are the image's: name bytes of a file by --offset")
     # What is dirty would clear the bad blocks when the kernel writes it.
     subprocess.run(["sync", "-f", target], check=False, capture_output=True)
     with Client(target) as client:

@@ -187,6 +187,19 @@ def test_bad_blocks_outlive_unmount_and_a_killed_daemon(make_mount: MakeMount) -
     path.read_bytes()
 
 
+@pytest.mark.parametrize("action", ["add", "clear"])
+def test_sectors_of_a_file_are_not_taken_for_those_of_the_image(
+    make_mount: MakeMount, action: str
+) -> None:
+    mount = make_mount()
+    path, _ = make_file(mount)
+    result = daxfs("badblocks", action, path, "8", check=False)
+    assert result.returncode != 0
+    assert result.stderr.count("\n") == 1
+    assert "--offset" in result.stderr
+    assert hits(mount) == []
+
+
 def test_an_image_in_memory_has_bad_blocks_too(make_mount: MakeMount) -> None:
     mount = make_mount(image=":memory:", size="16M")
     mount.expect_log("the medium fails: inode 2: byte ")
