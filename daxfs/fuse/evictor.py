@@ -283,9 +283,8 @@ class Evictor:
 
     async def _next_landing(self) -> None:
         """Return when a batch has landed. There must be one in flight."""
-        self._waiters += (
-            1  # before the look at what is done: the thread does it the other way round
-        )
+        # Before the look at what is done: the thread does it the other way round.
+        self._waiters += 1
         try:
             if self._done:
                 self._land()

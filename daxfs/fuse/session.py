@@ -213,6 +213,8 @@ class Session:
         self._mountpoint = mountpoint
         self._poller = Poller(options.poll)
         self._ended = trio.Event()
+        self._patience = trio.CancelScope()
+        """How long the end waits for programs and their data: until a second signal."""
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Attach, serve, detach. Raises CommandError."""
@@ -267,6 +269,8 @@ class Session:
                 with self._poller.installed():
                     await pyfuse3.main(1, TASKS_MAX)
             finally:
+                # Nobody answers any more: whoever waits for an answer must not.
+                mounting.abort(entry)
                 self._ended.set()
                 nursery.cancel_scope.cancel()
 
@@ -309,7 +313,7 @@ class Session:
                 async for number in signals:
                     if asked:
                         log.warning("second signal: ending without waiting")
-                        pyfuse3.terminate()
+                        self._patience.cancel()
                     else:
                         log.info("%s: unmounting", signal.Signals(number).name)
                         nursery.start_soon(self._unmount_by_signal, entry, operations)
@@ -317,6 +321,19 @@ class Session:
 
     async def _unmount_by_signal(self, entry: MountEntry, operations: Operations) -> None:
         """Unmount while the event loop goes on to serve what the kernel still has to write."""
+        with self._patience:
+            await self._unmount_everywhere(entry)
+        with trio.move_on_after(END_SECONDS):
+            await self.evictor.close()
+            await operations.pages.close()
+        pyfuse3.terminate()
+
+    async def _unmount_everywhere(self, entry: MountEntry) -> None:
+        """Unmount all places where it is mounted; where one is in use, write its data first.
+
+        What waits for an answer of the event loop is left to itself when this is cancelled: the
+        loop ends then, and the connection with it.
+        """
         await self.evictor.close()
         for place in reversed(same_filesystem(entry)):
             try:
@@ -326,25 +343,23 @@ class Session:
                     log.info("%s is in use: detaching it", place.mountpoint)
                 else:
                     log.warning("unmounting %s: %s", place.mountpoint, error)
-                with trio.move_on_after(END_SECONDS):
-                    await trio.run_process(["sync", "-f", place.mountpoint], check=False)
+                try:
+                    sync = await trio.lowlevel.open_process(["sync", "-f", place.mountpoint])
+                    await sync.wait()
+                except OSError as failure:
+                    log.warning("%s: data may be lost: sync: %s", place.mountpoint, failure)
                 with contextlib.suppress(OSError):
                     await trio.to_thread.run_sync(_detach, place, True, abandon_on_cancel=True)
-                break
-        else:
-            # Another mount namespace may still hold it.
-            with trio.move_on_after(END_SECONDS):
-                await self._ended.wait()
+                return
+        # Another mount namespace may still hold it.
         with trio.move_on_after(END_SECONDS):
-            await operations.pages.close()
-        pyfuse3.terminate()
+            await self._ended.wait()
 
     def _leave(self, entry: MountEntry) -> None:
         """After the event loop: leave neither a mount nor a session.
 
         It is mounted still where the connection was aborted or an error has ended the loop.
         """
-        mounting.abort(entry)
         for place in reversed(same_filesystem(entry)):
             try:
                 mounting.detach(place, lazy=True)

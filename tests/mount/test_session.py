@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +30,7 @@ from daxfs.fuse import mounting
 from daxfs.fuse.control import CONTROL_XATTR, Client
 from daxfs.fuse.control_server import runtime_directory
 from daxfs.fuse.mountinfo import mount_at, same_filesystem
+from daxfs.testing.site import wait_until
 
 pytestmark = pytest.mark.mount
 
@@ -217,6 +218,47 @@ def test_signal_ends_a_mount_whose_files_are_stored_to_and_punched(make_mount: M
         time.sleep(0.5)
         mount.signal(signal.SIGTERM)
         mount.wait_stopped()
+
+
+_WRITE = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+print("go", flush=True)
+while True:
+    for page in range(0, 8192, 2):  # the kernel writes each by a request of its own
+        os.pwrite(fd, bytes(4096), page * 4096)
+"""
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_second_signal_ends_a_mount_whose_data_are_being_written(
+    make_mount: MakeMount, attempt: int
+) -> None:
+    """The daemon's sync, which waits for the daemon, is waited for no longer."""
+    mount = make_mount("dax=never", size="128M")
+    mount.expect_log("second signal")
+    daemon = mount.process
+    assert daemon is not None
+    with background([sys.executable, "-c", _WRITE, mount.path / "f"]) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "go\n"
+        time.sleep(0.3)
+        mount.signal(signal.SIGTERM)
+        wait_until(lambda: ("sync", "D") in _children(daemon.pid) or daemon.poll() is not None, 20)
+        mount.signal(signal.SIGTERM)
+        mount.wait_stopped()
+    mount.fsck()
+
+
+def _children(pid: int) -> list[tuple[str, str]]:
+    """What the children of process *pid* are called, and their states as in /proc."""
+    found = []
+    for numbers in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in numbers.read_text().split():
+            with suppress(OSError):  # it has ended
+                name, _, rest = Path(f"/proc/{child}/stat").read_text().rpartition(") ")
+                found.append((name.partition("(")[2], rest[0]))
+    return found
 
 
 def test_aborted_connection_ends_cleanly(
