@@ -6,7 +6,8 @@ ext4_orphan_cleanup().
 After a clean unmount the bitmap of the image is right and only the inode table is scanned. Else,
 with the journal undone, every block map is walked, which is what makes the bitmap right without
 journaling it. Damage that is met is returned as text, and the walk goes on: one damaged file must
-not take the others away. Blocks that damaged inodes claim count as used.
+not take the others away. But what a damaged inode or map claims cannot be known completely: blocks
+that seem to be free may be in use, and nothing may be stored before fsck has found out.
 """
 
 from collections.abc import Iterator
@@ -41,7 +42,7 @@ class Usage:
     orphans: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     is_partial: bool = False
-    """Whether blocks may be in use that are not known: what says so cannot be read."""
+    """Whether blocks may be in use that are not known, or twice: what says so is damaged."""
     trees: list[tuple[int, int, int]] = field(default_factory=list)
     """(inode, map root, xattr root) of the inodes that own blocks."""
 
@@ -55,17 +56,17 @@ def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -
         usage.inodes[first - 1 : first - 1 + len(rows)] = used
         usage.orphans += (np.flatnonzero(used & (rows["nlink"] == 0)) + first).tolist()
         if not clean:
-            owners = np.flatnonzero(used)
-            for i, map_root, xattr_root in zip(
-                owners.tolist(),
+            # Free rows too: damage can make a used one look free.
+            written = rows.view(np.uint64).reshape(len(rows), -1).any(axis=1)
+            for i in np.flatnonzero(written).tolist():
+                _check_row(usage, first + i, rows[i].tobytes())
+            owners = np.flatnonzero(used & ((rows["map_root"] | rows["xattr_root"]) != 0))
+            usage.trees += zip(
+                (owners + first).tolist(),
                 rows["map_root"][owners].tolist(),
                 rows["xattr_root"][owners].tolist(),
                 strict=True,
-            ):
-                row = rows[i].tobytes()
-                _check_row(usage, first + i, row)
-                if map_root or xattr_root:
-                    usage.trees.append((first + i, map_root, xattr_root))
+            )
     for sector in table.bad:
         first = (sector * SECTOR_SIZE - sb.inode_start * BLOCK_SIZE) // INODE_SIZE
         usage.inodes[first : first + SECTOR_SIZE // INODE_SIZE] = True
@@ -91,9 +92,10 @@ def _load_bitmap(image: Image, persist: Persist, sb: Superblock) -> Bools:
 
 def _check_row(usage: Usage, ino: int, row: bytes) -> None:
     try:
-        decode_inode(ino, row[:INODE_SIZE])
+        decode_inode(ino, row)
     except CorruptionError as error:
-        usage.problems.append(str(error))
+        usage.problems.append(str(error.strerror))
+        usage.is_partial = True
 
 
 def _walk_tree(
@@ -105,10 +107,9 @@ def _walk_tree(
             blocks = usage.blocks[start : start + count]
             if blocks.any():
                 usage.problems.append(f"inode {ino}: blocks from {start} have two owners")
+                usage.is_partial = True
             blocks[:] = True
-    except CorruptionError as error:
-        usage.problems.append(f"inode {ino}: {error.strerror}")
-    except MediaError as error:
+    except (CorruptionError, MediaError) as error:
         usage.problems.append(f"inode {ino}: {error.strerror}")
         usage.is_partial = True
 

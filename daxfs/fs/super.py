@@ -92,7 +92,8 @@ class FileSystem(NameOperations, SpaceOperations):
     ) -> Self:
         """Mount *image*, which *persist* stores to; the caller holds its lock.
 
-        After an unclean stop the journal is undone, the bitmap rebuilt and orphans freed.
+        After an unclean stop the journal is undone, the bitmap rebuilt and orphans freed; where the
+        metadata are damaged, so that this cannot be done for certain, the mount is read-only.
         *on_change* hears of changes between hole and block (Dax.announce). Raises CorruptionError
         (no image, damaged root), FsError EROFS (needs to be writable), EINVAL (features) or ENOSPC
         (the host has no room for what a mount stores to).
@@ -131,9 +132,13 @@ class FileSystem(NameOperations, SpaceOperations):
         )
         fs.read_only = read_only
         fs._check_root()
+        fs.must_not_change = usage.is_partial
         if usage.is_partial and not read_only:
-            log.error("not all of the image's metadata can be read: it is mounted read-only")
-            fs.read_only = read_only = fs.must_not_change = True
+            log.error(
+                "it is not known which blocks are in use: the image is mounted read-only until "
+                "'daxfs fsck' has repaired it"
+            )
+            fs.read_only = read_only = True
         if not read_only:
             fs._start(state)
         for problem in usage.problems:

@@ -29,7 +29,10 @@ from daxfs.ondisk.tree import walk
 
 
 def build() -> tuple[bytes, list[int]]:
-    """An image with a bit of everything, and the metadata blocks in it."""
+    """A clean image with a bit of everything, and the metadata blocks in it.
+
+    After an unclean stop its mount would look for damage, and be read-only.
+    """
     box = FsBox(4 << 20, inodes=64)
     fs = box.fs
     folder = fs.mkdir(box.root, b"folder", 0o755, ROOT)
@@ -45,6 +48,7 @@ def build() -> tuple[bytes, list[int]]:
             for part in walk(box.image, fs.sb, root, max_pages=1 << 32):
                 if part.kind == "node" or not inode.is_reg or root == inode.xattr_root:
                     blocks.append(part.block)
+    fs.unmount()
     box.persist.close()
     return bytes(box.image.mem), blocks
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from fsbox import PAGE, ROOT, FsBox
 
-from daxfs.errors import CorruptionError, FsError
+from daxfs.errors import CorruptionError, FsckExit, FsError
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.super import FileSystem
+from daxfs.fsck.checker import check_image
 from daxfs.journal.undo import Journal
 from daxfs.mkfs.format import format_image
 from daxfs.ondisk.layout import (
@@ -124,53 +125,102 @@ def test_a_wrong_bitmap_is_rebuilt_and_reported(
     assert state(box) == STATE_ERROR
 
 
+def spoil_row(box: FsBox, ino: int, field: str) -> None:
+    """Change one byte of a row, whose checksum is wrong then; or make it look free."""
+    place = box.fs.sb.inode_offset(ino) + int(INODE_DTYPE.fields[field][1])  # type: ignore[index]
+    changed = bytes(4) if field == "mode" else bytes([box.image.mem[place] ^ 0x77])
+    box.image.mem[place : place + len(changed)] = changed
+
+
+def expect_read_only(box: FsBox, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing may be given blocks that may be in use, until fsck knows which are."""
+    assert "mounted read-only until 'daxfs fsck' has repaired it" in caplog.text
+    with pytest.raises(FsError, check=lambda error: error.errno == errno.EROFS):
+        box.file(b"new")
+    with pytest.raises(FsError, match="fsck", check=lambda error: error.errno == errno.EROFS):
+        box.fs.remount(read_only=False)
+    box.fs.unmount()
+    assert state(box) == STATE_ERROR
+
+
+def repair(box: FsBox) -> None:
+    """Have fsck repair the image, which can then be written to."""
+    box.persist.close()
+    assert check_image(box.image, repair=True, say=lambda text: None) == FsckExit.CORRECTED
+    box.mount()
+    assert not box.fs.read_only
+    box.file(b"new", os.urandom(8 * PAGE))
+    box.fs.unmount()
+    assert check_image(box.image, repair=False, say=lambda text: None) == FsckExit.CLEAN
+
+
+@pytest.mark.parametrize("field", ["size", "map_root", "mode"])
 def test_a_damaged_inode_takes_no_other_file_away(
-    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture, field: str
 ) -> None:
+    """Also where it looks free: its blocks are not."""
     box = make_box()
     fill(box)
     before = box.tree()
-    ino, blocks = box.path(b"big").ino, box.free()[0]
-    box.persist.close()
-    box.persist = Persist(box.image, "memory")
-    box.persist.store(box.fs.sb.inode_offset(ino) + 4, b"\x77")
-    box.mount()
+    ino = box.path(b"big").ino
+    spoil_row(box, ino, field)
+    box.crash()
     assert f"inode {ino}" in caplog.text
-    with pytest.raises(CorruptionError):
+    with pytest.raises(FsError):
         box.path(b"big")
     assert box.pieces(box.path(b"folder/small5")) == before[b"/folder/small5"][-2]
-    assert box.free()[0] == blocks
-    box.fs.unmount()
-    assert state(box) == STATE_ERROR
-    box.mount()
-    assert "fsck" in caplog.text
-    assert state(box) == STATE_ERROR
+    expect_read_only(box, caplog)
+    repair(box)
 
 
 def test_a_block_with_two_owners_is_reported(
     make_box: type[FsBox], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Whoever deletes one of them must not free the block of the other."""
     box = make_box()
     one, two = box.file(b"1", b"1"), box.file(b"2", b"2")
     with box.fs.operation() as op:
         two.map_root = one.map_root
         op.change(two)
+    del one, two
     box.crash()
     assert "two owners" in caplog.text
-    assert state(box) == STATE_ERROR
+    expect_read_only(box, caplog)
+    repair(box)
 
 
+@pytest.mark.parametrize("way", ["content", "attribute"])
 def test_a_damaged_block_map_is_reported_at_the_mount(
-    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture, way: str
 ) -> None:
+    """What stands behind the damage in the map is in use, and nobody knows it."""
     box = make_box()
     file = box.file(b"f", b"x" * 10000)
-    box.persist.store_u64(file.map_root >> 12 << 12, 0xFFFFFFFFFF)
-    del file
+    box.fs.setxattr(file, b"user.a", b"a" * 10000)
+    other = box.file(b"other", os.urandom(3 * PAGE))
+    data = box.data(other)
+    root = file.map_root if way == "content" else file.xattr_root
+    box.image.mem[root >> 12 << 12] ^= 0x80
+    del file, other
     box.crash()
     assert "inode 2" in caplog.text
     with pytest.raises(CorruptionError):
-        box.data(box.path(b"f"))
+        box.data(box.path(b"f")) if way == "content" else box.fs.listxattr(box.path(b"f"))
+    assert box.data(box.path(b"other")) == data
+    expect_read_only(box, caplog)
+    repair(box)
+
+
+def test_a_damaged_image_that_was_mounted_read_only_does_not_become_writable(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box()
+    ino = box.file(b"f", b"x").ino
+    spoil_row(box, ino, "size")
+    box.persist.close()
+    box.mount(read_only=True)
+    with pytest.raises(FsError, match="fsck", check=lambda error: error.errno == errno.EROFS):
+        box.fs.remount(read_only=False)
 
 
 @pytest.mark.parametrize("field", ["mode", "nlink", "checksum"])
@@ -258,6 +308,9 @@ def test_reported_corruption_survives_the_unmount(
     assert "something is wrong" in caplog.text
     box.fs.unmount()
     assert struct.unpack_from("<Q", box.image.mem, STATE_OFFSET)[0] == STATE_ERROR
+    box.remount()
+    assert "run daxfs fsck" in caplog.text
+    assert state(box) == STATE_ERROR
 
 
 def test_remount_read_only_leaves_a_clean_image_without_deleted_files(box: FsBox) -> None:
