@@ -11,13 +11,16 @@ Invariants
   given back. So no transaction ever gets a block that recovery could hand to its former owner.
 - A reserved chunk is reserved softly: only its owner takes from it, by *goal*, until nothing else
   is free.
-- Only blocks that are free when the queue is flushed are discarded. Contents of free blocks are
-  undefined: who allocates a block stores all of it before publishing.
+- Only blocks that are free when the queue is flushed are discarded; what the host refuses stays in
+  the queue. Contents of free blocks are undefined: who allocates a block stores all of it before
+  publishing.
 - The host holds every block that is in use (pmem/backing.py). When the host is full, blocks that
   are free and still held are the ones to be had.
 """
 
 import errno
+import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
@@ -30,8 +33,10 @@ from daxfs.ondisk.layout import BLOCK_SIZE, Superblock
 from daxfs.pmem.backing import Backing
 from daxfs.units import PMD_PAGES
 
+log = logging.getLogger(__name__)
+
 DISCARD_QUEUE_MAX: Final = (8 << 20) // BLOCK_SIZE
-"""Blocks that may wait for their discard; with more, a commit discards them."""
+"""Blocks that may be queued for their discard since the last one; with more, a commit discards."""
 RESERVE_FLOOR: Final = 4
 """No chunk is reserved when fewer than one in this many chunks is wholly free."""
 
@@ -52,7 +57,8 @@ class BlockAllocator:
     ) -> None:
         """From *used*, a bool for each of the ``block_count`` blocks (metadata regions True).
 
-        *discard* (offset, length in bytes) gives freed space back to the host; None: do not.
+        *discard* (offset, length in bytes) gives freed space back to the host, or raises OSError;
+        None: do not.
         *backing* tells what the host holds; None: all, now and later.
         """
         self._sb = sb
@@ -69,6 +75,10 @@ class BlockAllocator:
         self._chunk = sb.data_start // PMD_PAGES
         self._queue: list[Run] = []
         self._queued = 0
+        self._refused_end = 0
+        """Behind what the host has refused last."""
+        self._refusals: Final[set[int | None]] = set()
+        """The errnos of refusals that were logged."""
         self.total: Final = sb.data_end - sb.data_start
         self.free = int(self._free_of.sum())
 
@@ -229,20 +239,30 @@ class BlockAllocator:
             self._queued += sum(count for _, count in runs)
 
     def flush_discards(self) -> None:
-        """Discard the queued blocks that are still free, in runs as long as possible."""
+        """Discard the queued blocks that are still free, in runs as long as possible.
+
+        That fails nothing, since what has freed them is done: when the host refuses, the rest stays
+        queued. The next call begins behind that place, so that it keeps no other waiting.
+        """
         if self._discard is None or not self._queue:
             return
-        queue, self._queue, self._queued = sorted(self._queue), [], 0
-        merged: list[Run] = []
-        for start, count in queue:
-            if merged and start <= sum(merged[-1]):
-                first = merged[-1][0]
-                merged[-1] = (first, max(sum(merged[-1]), start + count) - first)
-            else:
-                merged.append((start, count))
-        for start, count in merged:
-            for first, length in self._free_runs(start, count):
-                self._discard(first * BLOCK_SIZE, length * BLOCK_SIZE)
+        runs = _merged(self._queue)
+        turn = bisect_left(runs, (self._refused_end, 0))
+        runs = runs[turn:] + runs[:turn]
+        self._queue, self._queued = runs, 0
+        done = 0
+        try:
+            for start, count in runs:
+                for first, length in self._free_runs(start, count):
+                    self._discard(first * BLOCK_SIZE, length * BLOCK_SIZE)
+                done += 1
+        except OSError as error:
+            self._refused_end = start + count
+            if error.errno not in self._refusals:
+                self._refusals.add(error.errno)
+                log.warning("freed blocks are not given back to the host: %s", error)
+        finally:
+            del runs[:done]
 
     def _free_runs(self, start: int, count: int) -> list[Run]:
         """The free runs of blocks ``start .. start + count - 1``."""
@@ -272,3 +292,15 @@ class BlockAllocator:
     def bitmap(self) -> bytes:
         """The bitmap region for the medium."""
         return encode_bitmap(self._used, self._sb)
+
+
+def _merged(runs: list[Run]) -> list[Run]:
+    """*runs* in ascending order, those that overlap or touch as one."""
+    merged: list[Run] = []
+    for start, count in sorted(runs):
+        if merged and start <= sum(merged[-1]):
+            first = merged[-1][0]
+            merged[-1] = (first, max(sum(merged[-1]), start + count) - first)
+        else:
+            merged.append((start, count))
+    return merged

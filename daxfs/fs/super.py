@@ -115,9 +115,9 @@ class FileSystem(NameOperations, SpaceOperations):
         journal = Journal(persist, sb)
 
         def give_back(offset: int, length: int) -> None:
-            # What frees the blocks may still be undone: then they stay as they are.
-            if journal.is_settled:
-                backing.discard(offset, length)
+            if not journal.is_settled:
+                raise MediaError("what has freed them may still be undone")
+            backing.discard(offset, length)
 
         fs = cls(
             image,

@@ -289,10 +289,7 @@ class Session:
     async def _housekeeping(self) -> None:
         while True:
             await trio.sleep(HOUSEKEEPING_SECONDS)
-            try:
-                self.fs.blocks.flush_discards()
-            except OSError as error:
-                log.warning("freed blocks were not given back to the host: %s", error)
+            self.fs.blocks.flush_discards()
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -32,9 +32,13 @@ class Backing:
         image = self._image = persist.image
         self.held = np.zeros(image.size >> PAGE_SHIFT, np.bool_)
         """A bool for each page of the image."""
-        for start, end in image.data_ranges(0, image.size):
-            self.held[start >> PAGE_SHIFT : end >> PAGE_SHIFT] = True
+        self._find(0, image.size)
         self._flags = self.held.data
+
+    def _find(self, start: int, end: int) -> None:
+        """Note which pages of bytes ``start .. end`` the host holds."""
+        for first, last in self._image.data_ranges(start, end):
+            self.held[first >> PAGE_SHIFT : last >> PAGE_SHIFT] = True
 
     def reserve(self, page: int, count: int = 1) -> None:
         """Have the host hold *count* pages from *page* on. ENOSPC, EIO; then nothing is lost."""
@@ -70,9 +74,16 @@ class Backing:
                 self._image.cover_hole(start << PAGE_SHIFT, (end - start) << PAGE_SHIFT)
 
     def discard(self, offset: int, length: int) -> None:
-        """Give whole pages, ``offset .. offset + length`` in bytes, back to the host."""
+        """Give whole pages, ``offset .. offset + length`` in bytes, back to the host.
+
+        OSError: it refuses, perhaps only a part of them.
+        """
         pages = slice(offset >> PAGE_SHIFT, (offset + length) // PAGE_SIZE)
         held = self.held[pages].copy()
         self.held[pages] = False
-        if not self._persist.discard(offset, length):
-            self.held[pages] = held
+        try:
+            if not self._persist.discard(offset, length):
+                self.held[pages] = held
+        except OSError:
+            self._find(offset, offset + length)
+            raise

@@ -45,14 +45,20 @@ class Hooks:
 
 
 class Host:
-    """Notes the blocks that are given back."""
+    """Notes the blocks that are given back; refuses those of *kept*."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, int]] = []
+        self.kept = range(0)
+        self.refused = 0
 
     def discard(self, offset: int, length: int) -> None:
         assert offset % BLOCK_SIZE == length % BLOCK_SIZE == 0
-        self.calls.append((offset // BLOCK_SIZE, length // BLOCK_SIZE))
+        start, count = offset // BLOCK_SIZE, length // BLOCK_SIZE
+        if start < self.kept.stop and self.kept.start < start + count:
+            self.refused += 1
+            raise FsError(errno.EDQUOT)
+        self.calls.append((start, count))
 
 
 def allocator(host: Host | None = None) -> BlockAllocator:
@@ -269,6 +275,66 @@ def test_a_long_queue_is_discarded_by_the_commit() -> None:
     assert host.calls == [(FIRST, DISCARD_QUEUE_MAX + 1)]
 
 
+def free(a: BlockAllocator, start: int, count: int) -> None:
+    """Take blocks that are free, and free them."""
+    tx = Hooks()
+    assert a.alloc(tx, count, goal=start) == [(start, count)]
+    a.free_blocks(tx, start, count)
+    tx.commit()
+
+
+def test_what_the_host_refuses_is_no_error_and_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """What freed the blocks has happened."""
+    host = Host()
+    a = allocator(host)
+    host.kept = range(SB.data_end)
+    free(a, FIRST, DISCARD_QUEUE_MAX + 1)
+    for _ in range(5):
+        a.flush_discards()
+    assert host.calls == []
+    assert host.refused == 6
+    assert [record.levelname for record in caplog.records] == ["WARNING"], "once, not each time"
+    assert "Disk quota exceeded" in caplog.text
+    host.kept = range(0)
+    a.flush_discards()
+    assert host.calls == [(FIRST, DISCARD_QUEUE_MAX + 1)]
+    a.flush_discards()
+    assert len(host.calls) == 1
+
+
+def test_a_place_that_the_host_refuses_keeps_no_other_waiting() -> None:
+    host = Host()
+    a = allocator(host)
+    host.kept = range(FIRST, FIRST + 10)
+    for start in range(FIRST, FIRST + 50, 10):
+        free(a, start, 5)
+    a.flush_discards()
+    a.flush_discards()
+    assert blocks_of(host.calls) == [
+        block for start in range(FIRST + 10, FIRST + 50, 10) for block in range(start, start + 5)
+    ]
+    for _ in range(3):
+        free(a, FIRST + 20, 5)
+        a.flush_discards()
+        a.flush_discards()
+    assert host.calls[-3:] == [(FIRST + 20, 5)] * 3
+
+
+def test_a_host_that_refuses_does_not_make_the_queue_grow() -> None:
+    host = Host()
+    a = allocator(host)
+    host.kept = range(SB.data_end)
+    for turn in range(1000):
+        free(a, FIRST + turn % 7 * 20, 15)
+        a.flush_discards()
+    assert len(a._queue) == 7
+    for _ in range(DISCARD_QUEUE_MAX * 3):
+        free(a, FIRST, 1)
+    assert len(a._queue) <= DISCARD_QUEUE_MAX + 7, "the commits shorten it too"
+
+
 class Allocator(RuleBasedStateMachine):
     """Random transactions against a set of blocks."""
 
@@ -277,6 +343,8 @@ class Allocator(RuleBasedStateMachine):
         self.host = Host()
         self.a = allocator(self.host)
         self.owned: set[int] = set()
+        self.freed: set[int] = set()
+        """Blocks that are free, were not always, and were not discarded since."""
         self.chunks: list[int] = []
 
     @rule(
@@ -298,8 +366,10 @@ class Allocator(RuleBasedStateMachine):
         if commit:
             tx.commit()
             self.owned.update(got)
+            self.freed.difference_update(got)
         else:
             tx.abort()
+            self.freed.update(got)
 
     @rule(data=st.data(), commit=st.booleans())
     def free(self, data: st.DataObject, commit: bool) -> None:
@@ -313,8 +383,10 @@ class Allocator(RuleBasedStateMachine):
         if commit:
             tx.commit()
             self.owned.difference_update(range(start, start + count))
+            self.freed.update(range(start, start + count))
         else:
             tx.abort()
+        self.note_discards()
 
     @rule()
     def reserve(self) -> None:
@@ -328,10 +400,23 @@ class Allocator(RuleBasedStateMachine):
         if self.chunks:
             self.a.release_chunk(self.chunks.pop())
 
+    @rule(start=st.integers(SB.data_start, SB.data_end - 1), length=st.integers(0, 2000))
+    def refuse(self, start: int, length: int) -> None:
+        self.host.kept = range(start, start + length)
+
     @rule()
     def flush(self) -> None:
+        refused = self.host.refused
         self.a.flush_discards()
-        assert not set(blocks_of(self.host.calls)) & self.owned
+        self.note_discards()
+        assert self.host.refused <= refused + 1
+        if self.host.refused == refused:
+            assert not self.freed
+
+    def note_discards(self) -> None:
+        discarded = set(blocks_of(self.host.calls))
+        assert not discarded & self.owned
+        self.freed -= discarded
         self.host.calls.clear()
 
     @invariant()

@@ -5,9 +5,13 @@ import itertools
 
 import pytest
 from fsbox import PAGE, ROOT, FsBox
+from hosts import keeping
 
-from daxfs.errors import FsError
+from daxfs.alloc.blocks import DISCARD_QUEUE_MAX
+from daxfs.errors import FsckExit, FsError
+from daxfs.fs.falloc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from daxfs.fs.file import AttrChanges
+from daxfs.fsck.checker import check_image
 
 
 def fill(box: FsBox, size: int = 100000) -> list[bytes]:
@@ -121,3 +125,43 @@ def test_statfs_tells_blocks_and_inodes(box: FsBox) -> None:
     assert (after.bsize, after.namemax) == (PAGE, 255)
     assert 0 < after.bfree - after.bavail <= after.bfree // 512 + 5, "the map of one large file"
     assert after.blocks == box.fs.sb.data_end - box.fs.sb.data_start
+
+
+def test_a_host_that_takes_nothing_back_fails_no_operation(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither one that frees so much that its end gives it back, nor the unmount."""
+    box = make_box(64 << 20)
+    size = (DISCARD_QUEUE_MAX + 1) * PAGE
+    files = [box.file(name, b"x" * size) for name in (b"cut", b"punched", b"deleted")]
+    held = box.image.allocated_bytes()
+    with keeping(box.image.fd):
+        box.fs.setattr(files[0], AttrChanges(size=1))
+        box.fs.fallocate(files[1], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, size)
+        box.fs.unlink(box.root, b"deleted")
+        assert box.names() == [b"cut", b"punched"]
+        assert (files[0].size, box.fs.extents(files[1])) == (1, [])
+        for _ in range(3):
+            box.fs.blocks.flush_discards()
+        assert box.image.allocated_bytes() >= held
+        del files
+        box.remount()
+        box.file(b"new", b"y" * size)
+    assert caplog.text.count("freed blocks are not given back to the host") == 1
+    box.fs.unlink(box.root, b"new")
+    box.fs.unmount()
+    box.persist.close()
+    said: list[str] = []
+    assert check_image(box.image, repair=False, say=said.append) == FsckExit.CLEAN, said
+    box.mount()
+
+
+def test_what_the_host_did_not_take_back_is_given_back_later(make_box: type[FsBox]) -> None:
+    box = make_box(64 << 20)
+    held = box.image.allocated_bytes()
+    box.file(b"f", b"x" * (DISCARD_QUEUE_MAX + 1) * PAGE)
+    with keeping(box.image.fd):
+        box.fs.unlink(box.root, b"f")
+        assert box.image.allocated_bytes() >= held + DISCARD_QUEUE_MAX * PAGE
+    box.fs.blocks.flush_discards()
+    assert box.image.allocated_bytes() <= held + 8 * PAGE

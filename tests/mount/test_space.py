@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 from daxmount import DaxMount
+from hosts import keeping
 from syscalls import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, fallocate, opened
+
+from daxfs.fuse.session import HOUSEKEEPING_SECONDS
 
 pytestmark = pytest.mark.mount
 
 MakeMount = Callable[..., DaxMount]
 BLOCK = 4096
+SIZE = 12 << 20
+"""So much that the operation which frees it gives it back itself."""
 
 
 def _error(code: int) -> "pytest.RaisesExc[OSError]":
@@ -210,6 +215,40 @@ def test_truncate_gives_the_memory_back_to_the_host(mount: DaxMount) -> None:
     while mount.allocated_bytes() > held - (9 << 20):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_host_that_takes_nothing_back_fails_no_operation_and_is_told_of_once(
+    make_mount: MakeMount,
+) -> None:
+    """What is punched is gone for programs too, also from the pages that the kernel holds."""
+    mount = make_mount(size="64M")
+    mount.expect_log("freed blocks are not given back to the host")
+    for name in ("cut", "punched", "deleted"):
+        (mount.path / name).write_bytes(b"x" * SIZE)
+    os.sync()
+    held = mount.allocated_bytes()
+    with opened(mount.path / "punched", os.O_RDWR) as fd, opened(mount.image, os.O_RDONLY) as host:
+        assert os.pread(fd, SIZE, 0) == b"x" * SIZE
+        with keeping(host):
+            os.truncate(mount.path / "cut", 1)
+            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, SIZE)
+            assert not any(os.pread(fd, SIZE, 0))
+            os.unlink(mount.path / "deleted")
+            deadline = time.monotonic() + 20
+            while mount.log().count("not given back") == 0:
+                assert time.monotonic() < deadline, "the log says nothing"
+                time.sleep(0.05)
+            time.sleep(3 * HOUSEKEEPING_SECONDS)
+            assert mount.log().count("not given back") == 1
+            assert mount.allocated_bytes() >= held
+        deadline = time.monotonic() + 20
+        while mount.allocated_bytes() > held - 2 * SIZE:
+            assert time.monotonic() < deadline, "nothing is given back"
+            time.sleep(0.05)
+    (mount.path / "cut").write_bytes(b"y" * SIZE)
+    with opened(mount.image, os.O_RDONLY) as host, keeping(host):
+        os.unlink(mount.path / "cut")
+        mount.stop()
 
 
 def test_nodiscard_keeps_the_memory(make_mount: MakeMount) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hosts import fill_up, small_tmpfs
+from hosts import fill_up, keeping, small_tmpfs
 
 from daxfs.errors import FsError
 from daxfs.pmem.backing import Backing
@@ -104,3 +104,13 @@ def test_what_is_given_back_is_not_held_but_where_the_host_cannot_take_it(
     monkeypatch.setattr(Image, "discard", lambda self, offset, length: False)
     backing.discard(2 * PAGE, 2 * PAGE)
     assert held(backing) == [2]
+
+
+def test_what_the_host_refuses_to_take_back_is_held_as_it_was(image: Image) -> None:
+    backing = backing_of(image)
+    backing.reserve(10)
+    with keeping(image.fd), pytest.raises(FsError):
+        backing.discard(2 * PAGE, 8 * PAGE)
+    assert held(backing) == [2, 3, 10]
+    backing.discard(2 * PAGE, 8 * PAGE)
+    assert held(backing) == [10]

@@ -1,7 +1,9 @@
-"""Hosts that are about to be full: small filesystems in memory for images larger than they are."""
+"""Hosts that are full, or refuse to take back what they gave."""
 
 import contextlib
+import fcntl
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,3 +34,27 @@ def fill_up(path: Path) -> int:
                 while file.write(bytes(piece)):
                     pass
         return file.tell()
+
+
+_FS_IOC_GETFLAGS = 0x80086601
+_FS_IOC_SETFLAGS = 0x40086602
+_FS_APPEND_FL = 0x20
+
+
+@contextlib.contextmanager
+def keeping(fd: int) -> Iterator[None]:
+    """The host refuses to punch holes into the file *fd* (EPERM), which is open and mapped already.
+
+    It is marked as one to append to (chattr +a). Skips where it cannot be.
+    """
+    raw = bytearray(8)
+    try:
+        fcntl.ioctl(fd, _FS_IOC_GETFLAGS, raw)
+        flags = struct.unpack("q", raw)[0]
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("q", flags | _FS_APPEND_FL))
+    except OSError as error:
+        pytest.skip(f"a file cannot be marked as one to append to: {error}")
+    try:
+        yield
+    finally:
+        fcntl.ioctl(fd, _FS_IOC_SETFLAGS, struct.pack("q", flags))
