@@ -168,7 +168,8 @@ class Persist:
                 for start, end in _merge(ranges):
                     self.image.msync(start, end - start)
             except BaseException:
-                self._flushed.extend(ranges)
+                # Each once: whoever tries again flushes the same.
+                self._flushed.extend(dict.fromkeys(ranges))
                 self._dirty(ranges)
                 raise
 

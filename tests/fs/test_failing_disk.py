@@ -126,6 +126,20 @@ def test_blocks_freed_by_what_may_still_be_undone_are_discarded_later(disk: Disk
     assert bytes(box.image.mem).count(b"\xdb" * PAGE) == 0
 
 
+def test_requests_on_a_disk_that_fails_do_not_add_to_what_it_has_to_take(disk: Disk) -> None:
+    box = disk.box
+    box.file(b"f", DATA)
+    disk.left = 3
+    waiting = []
+    for _ in range(20):
+        refused(lambda: box.fs.rename(box.root, b"f", box.root, b"g"))
+        waiting.append(len(box.persist._flushed))
+    assert len(set(waiting[1:])) == 1
+    disk.left = None
+    box.fs.rename(box.root, b"f", box.root, b"g")
+    assert box.names() == [b"g"]
+
+
 def test_an_unmount_that_fails_leaves_an_image_that_is_recovered(disk: Disk) -> None:
     box = disk.box
     box.file(b"f", DATA)
