@@ -220,11 +220,12 @@ class FileSystem(NameOperations, SpaceOperations):
     def _store_clean(self) -> None:
         """Make everything durable, mark the image clean, and change nothing from now on.
 
-        The bitmap is durable before the words that have it believed. Those lie in one cache line,
-        so that the checksum is there before the state; until then it has no meaning.
+        The journal is empty and the bitmap durable before the words that say so. Those lie in one
+        cache line, so that the checksum is there before the state; until then it has no meaning.
 
         It stays marked as mounted where memory is not sure to agree with it (is_in_doubt).
         """
+        self.journal.settle()
         self.sync()
         self.blocks.flush_discards()
         bitmap = self.blocks.bitmap()

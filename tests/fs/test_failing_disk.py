@@ -1,5 +1,6 @@
 """A medium that fails to take stores: EIO, nothing half done, and all goes on when it is back."""
 
+import contextlib
 import errno
 from collections.abc import Callable
 
@@ -7,6 +8,8 @@ import pytest
 from fsbox import PAGE, FsBox
 
 from daxfs.errors import FsError, MediaError
+from daxfs.journal.undo import Journal
+from daxfs.ondisk.layout import STATE_CLEAN, STATE_DIRTY, STATE_OFFSET
 from daxfs.pmem.persist import Persist
 
 DATA = b"x" * 3 * PAGE
@@ -138,6 +141,23 @@ def test_requests_on_a_disk_that_fails_do_not_add_to_what_it_has_to_take(disk: D
     disk.left = None
     box.fs.rename(box.root, b"f", box.root, b"g")
     assert box.names() == [b"g"]
+
+
+@pytest.mark.parametrize("left", range(8))
+def test_an_image_is_not_marked_clean_before_its_journal_is_empty(disk: Disk, left: int) -> None:
+    box = disk.box
+    box.file(b"f", DATA)
+    disk.left = left
+    with contextlib.suppress(MediaError):
+        box.fs.rename(box.root, b"f", box.root, b"g")
+    if not box.fs.journal.is_settled:
+        for stop in (lambda: box.fs.remount(read_only=True), box.fs.unmount):
+            refused(stop)
+            assert box.persist.load_u64(STATE_OFFSET) == STATE_DIRTY
+    disk.left = None
+    box.fs.unmount()
+    assert box.persist.load_u64(STATE_OFFSET) == STATE_CLEAN
+    assert not Journal.pending(box.image, box.fs.sb)
 
 
 def test_an_unmount_that_fails_leaves_an_image_that_is_recovered(disk: Disk) -> None:
