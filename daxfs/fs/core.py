@@ -158,7 +158,7 @@ class Core:
         self.page_is_lost: Callable[[], bool] = _never
         """Whether zeroes may have been read for what the host cannot provide; the shell knows."""
         self.must_not_change = False
-        """Whether it has to stay read-only: what is in use is not known completely."""
+        """Whether it has to stay read-only: damage was met, or what is in use is not known."""
         self.current: Operation | None = None
         """The running operation."""
         self._told: set[str] = set()
@@ -325,7 +325,7 @@ class Core:
         log.error("%s: %s", what, getattr(error, "strerror", error))
         if self.options.remount_ro and not self.read_only:
             log.error("the mount is read-only from now on (errors=remount-ro)")
-            self.read_only = True
+            self.read_only = self.must_not_change = True
         try:
             if self.image.writable and self.persist.load_u64(STATE_OFFSET) != STATE_ERROR:
                 self.persist.store_u64(STATE_OFFSET, STATE_ERROR)

@@ -284,6 +284,10 @@ def test_bad_metadata_mark_the_image_and_may_end_the_writing(
     assert box.persist.load_u64(STATE_OFFSET) == STATE_ERROR
     assert box.fs.read_only == remount_ro
     assert ("read-only from now on" in caplog.text) == remount_ro
+    if remount_ro:
+        with pytest.raises(FsError, match="fsck") as caught:
+            box.fs.remount(read_only=False)
+        assert caught.value.errno == errno.EROFS
 
 
 def test_a_state_word_that_cannot_be_stored_is_only_logged(

@@ -236,6 +236,9 @@ def test_bad_metadata_fail_what_needs_them_and_may_end_the_writing(
         with pytest.raises(OSError, match="Read-only"):
             path.write_bytes(b"no more")
         assert "read-only from now on" in mount.log()
+        again = daxfs("mount", "-o", "remount,rw", mount.image, mount.path, check=False)
+        assert again.returncode != 0
+        assert "needs a repair by 'daxfs fsck'" in again.stderr
     mount.stop()
     assert daxfs("fsck", "-y", mount.image, check=False).returncode == 1
     daxfs("fsck", "-n", mount.image)
