@@ -58,6 +58,10 @@ def _check_target(image: str, force: bool) -> bool:
     try:
         mode = os.stat(image).st_mode
     except FileNotFoundError:
+        if os.path.islink(image):
+            raise CommandError(
+                f"{image}: is a symbolic link to nothing: name the file itself, or remove the link"
+            ) from None
         return False
     if stat.S_ISDIR(mode):
         raise CommandError(f"{image}: is a directory: name a file")

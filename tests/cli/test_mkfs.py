@@ -138,6 +138,12 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
     refused(mkfs(tmp_path), "is a directory")
 
 
+def test_a_symbolic_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "none")
+    refused(mkfs(tmp_path / "link"), "name the file itself, or remove the link")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 def test_a_fifo_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     refused(mkfs("--force", tmp_path / "fifo"), "is not a regular file")
