@@ -42,7 +42,7 @@ def badblocks() -> None:
 
 def _range_options(function: Any) -> Any:
     for option in (
-        click.option("--length", type=SIZE, default=1, help="How many bytes.  [default: 1]"),
+        click.option("--length", type=SIZE, help="How many bytes of it.  [default: 1]"),
         click.option("--offset", type=SIZE, help="Bytes of the file TARGET, not sectors."),
         click.argument("count", type=click.IntRange(min=1), default=1),
         click.argument("first", type=click.IntRange(min=0), required=False),
@@ -60,7 +60,7 @@ daxfs badblocks add /mnt/file --offset 1M --length 4K
 """,
 )
 @_range_options
-def add(target: str, first: int | None, count: int, offset: int | None, length: int) -> None:
+def add(target: str, first: int | None, count: int, offset: int | None, length: int | None) -> None:
     """Make sectors bad: COUNT of the image from FIRST on, or those that bytes of a file lie in.
 
     What programs have written is stored first, and the kernel's copies of it are dropped.
@@ -78,13 +78,18 @@ daxfs badblocks clear --all /mnt
 @click.option("--all", "everything", is_flag=True, help="Clear all bad blocks of the image.")
 @_range_options
 def clear(
-    everything: bool, target: str, first: int | None, count: int, offset: int | None, length: int
+    everything: bool,
+    target: str,
+    first: int | None,
+    count: int,
+    offset: int | None,
+    length: int | None,
 ) -> None:
     """Make sectors good again; they hold what they held when they became bad."""
     if not everything:
         _change("clear", target, _range(first, count, offset, length))
         return
-    if first is not None or offset is not None:
+    if not (first is None and offset is None and length is None):
         raise click.UsageError("--all leaves no sectors to name")
     with _image(target) as image:
         runs = image.read_badblocks().runs
@@ -132,13 +137,15 @@ def list_command(plain: bool, as_json: bool, target: str) -> None:
     )
 
 
-def _range(first: int | None, count: int, offset: int | None, length: int) -> dict[str, int]:
+def _range(first: int | None, count: int, offset: int | None, length: int | None) -> dict[str, int]:
     if (first is None) == (offset is None):
         raise click.UsageError("name either the first sector or, of a file, --offset")
     if first is not None:
+        if length is not None:
+            raise click.UsageError("--length belongs to --offset: name a COUNT of sectors")
         return {"first": first, "count": count}
     assert offset is not None
-    return {"offset": offset, "length": length}
+    return {"offset": offset, "length": 1 if length is None else length}
 
 
 def _is_on_mount(target: str) -> bool:
@@ -156,12 +163,13 @@ def _change(action: str, target: str, where: dict[str, int]) -> None:
         raise CommandError(f"{target}: is not a file on a mounted daxfs: name sectors")
     from daxfs.pmem.badblocks import Sectors
     from daxfs.pmem.image import Image
-    from daxfs.pmem.persist import Persist, domain_for
+    from daxfs.pmem.persist import ReservingPersist, domain_for
 
     try:
         with Image.open(target) as image:
             image.lock()
-            persist = Persist(image, domain_for(image, "auto"))
+            _check_is_ours(image)
+            persist = ReservingPersist(image, domain_for(image, "auto"))
             run = Sectors(where["first"], where["count"])
             change = persist.add_badblocks if action == "add" else persist.clear_badblocks
             try:
@@ -172,6 +180,15 @@ def _change(action: str, target: str, where: dict[str, int]) -> None:
         raise CommandError(f"{target}: {error}") from error
     except OSError as error:
         raise CommandError(explain(error, subject=target)) from error
+
+
+def _check_is_ours(image: "Image") -> None:
+    """Raise CorruptionError if *image* is a file that daxfs has not made."""
+    from daxfs.inspect.image_info import find_superblock
+
+    # The super blocks of one that has a table may lie in bad blocks.
+    if not image.read_badblocks().is_there:
+        find_superblock(image)
 
 
 def _ask_daemon(action: str, target: str, where: dict[str, int]) -> None:

@@ -82,7 +82,7 @@ class ImageInfo:
 
 def read_image(image: Image) -> ImageInfo:
     """Read *image*. Raises CorruptionError if neither copy of the super block is usable."""
-    sb, problem = _superblock(image)
+    sb, problem = find_superblock(image)
     inodes = _inodes(image, sb)
     state = _STATES.get(_word(image, layout.STATE_OFFSET), "unknown")
     used = _blocks_used(image, sb, state, inodes.pop("blocks"))
@@ -119,7 +119,7 @@ def read_image(image: Image) -> ImageInfo:
     )
 
 
-def _superblock(image: Image) -> tuple[Superblock, str | None]:
+def find_superblock(image: Image) -> tuple[Superblock, str | None]:
     """The super block or else its backup, and why it had to be the backup. EUCLEAN, EIO."""
     image_blocks = image.size // BLOCK_SIZE
     try:

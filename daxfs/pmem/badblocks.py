@@ -124,10 +124,9 @@ class BadBlocks:
 
     def adding(self, run: Sectors) -> list[SlotStore]:
         """How to enter *run*. ENOSPC: the table is full. ValueError: it cannot be bad."""
-        is_within = run.count > 0 and run.first >= 0 and run.end * SECTOR_SIZE <= self._size
         parts = [
             Sectors(first, min(COUNT_MAX, run.end - first))
-            for first in (range(run.first, run.end, COUNT_MAX) if is_within else ())
+            for first in (range(run.first, run.end, COUNT_MAX) if self._is_within(run) else ())
         ]
         if not parts or not all(is_legal(part, self._size) for part in parts):
             raise ValueError(
@@ -145,7 +144,12 @@ class BadBlocks:
         return [self._store(*item) for item in zip(free, map(_packed, parts), strict=True)]
 
     def clearing(self, run: Sectors) -> list[SlotStore]:
-        """How to remove *run*. ENOSPC: a run must be cut in two, and the table is full."""
+        """How to remove *run*, of which any sector may be good already.
+
+        ENOSPC: a run must be cut in two, and the table is full. ValueError: it is not in the image.
+        """
+        if not self._is_within(run):
+            raise ValueError(f"sectors {run.first}+{run.count}: they must lie in the image")
         ends, rest = [], []
         for index, slot in enumerate(self._slots):
             first, count = slot >> COUNT_BITS, slot & COUNT_MAX
@@ -162,6 +166,9 @@ class BadBlocks:
             *(self._store(*item) for item in zip(free, map(_packed, ends), strict=True)),
             *rest,
         ]
+
+    def _is_within(self, run: Sectors) -> bool:
+        return 0 <= run.first <= run.end <= self._size // SECTOR_SIZE
 
     def _free(self, count: int) -> list[int]:
         free = [index for index, slot in enumerate(self._slots) if not slot][:count]

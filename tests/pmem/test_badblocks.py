@@ -189,6 +189,8 @@ def test_a_discard_makes_bad_blocks_good(image: Image, persist: Persist) -> None
     assert persist.discard(64 * SECTOR, 4096)
     assert bad(image) == set(range(72, 80))
     assert not any(image.load(64 * SECTOR, 4096))
+    assert persist.discard(72 * SECTOR, 0)
+    assert bad(image) == set(range(72, 80))
     assert persist.discard(0, SIZE)
     assert image.badblocks is None
 
@@ -209,6 +211,18 @@ def test_where_the_host_cannot_discard_they_stay_bad(
 def test_what_cannot_be_bad_is_refused(persist: Persist, first: int, count: int) -> None:
     with pytest.raises(ValueError, match="they must lie in the image"):
         persist.add_badblocks(Sectors(first, count))
+
+
+@pytest.mark.parametrize(
+    ("first", "count"), [(SIZE // SECTOR, 1), (SIZE // SECTOR - 1, 2), (-1, 1), (9, -1)]
+)
+def test_what_is_not_in_the_image_cannot_be_cleared(
+    image: Image, persist: Persist, first: int, count: int
+) -> None:
+    persist.add_badblocks(Sectors(SIZE // SECTOR - 1, 1))
+    with pytest.raises(ValueError, match="they must lie in the image"):
+        persist.clear_badblocks(Sectors(first, count))
+    assert bad(image) == {SIZE // SECTOR - 1}
 
 
 def test_a_full_table_takes_no_more_and_cuts_no_run(image: Image, persist: Persist) -> None:
