@@ -10,9 +10,11 @@ Invariants
 - Nobody can tell which of two owners of a block is the right one. So a tree with such entries is
   walked again when the blocks of all others are known, and gets copies (as in e2fsck's pass 1D),
   so that nothing that belonged to either is lost.
+- No copy is stored where such a tree points to, be it below a node that another one has: until its
+  second walk those blocks are spare.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -20,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daxfs.fsck.context import NO_RUNS, Context, InodeRow, Runs
-from daxfs.ondisk.layout import BLOCK_SIZE
+from daxfs.ondisk.layout import BLOCK_SIZE, Superblock
 from daxfs.ondisk.mapentry import (
     ENTRIES_PER_NODE,
     ENTRY_DTYPE,
@@ -52,6 +54,8 @@ class Fault:
     stores: list[tuple[int, int]] = field(default_factory=list)
     is_loss: bool = True
     """Whether something of the file is lost with them."""
+    is_copy: bool = False
+    """Whether what is stored points to copies."""
 
 
 @dataclass(slots=True)
@@ -106,7 +110,8 @@ def walk(context: Context, root: int, rules: Rules, *, share: bool = False) -> T
 def walk_again(context: Context, first: Tree, root: int, rules: Rules) -> Tree:
     """Walk the tree of *root* once more, which *first* is of, with copies of what others have.
 
-    Where there is no room for a copy, the entry is cut out.
+    Where there is no room for a copy, the entry is cut out. What it took before and does not take
+    again is spare, as another tree may point to it too; ``claim`` was called before.
     """
     if root == 0:
         return NO_TREE
@@ -116,11 +121,43 @@ def walk_again(context: Context, first: Tree, root: int, rules: Rules) -> Tree:
         own[block : block + count] = True
     tree = _Walk(context, rules, own=own).run(root)
     for block, count in pieces:
-        if own[block : block + count].any():
-            for left in (np.flatnonzero(own[block : block + count]) + block).tolist():
-                context.release_blocks(left)
-            own[block : block + count] = False
+        context.spare[block : block + count] |= own[block : block + count]
+        own[block : block + count] = False
     return tree
+
+
+def claim(context: Context, roots: Iterable[int]) -> None:
+    """Make spare what the trees of *roots*, which wait for their second walk, point to.
+
+    Whoever has their nodes. Each node is read once, or once for each level at which it stands.
+    """
+    sb = context.sb
+    claimed = np.zeros(sb.block_count, np.bool_)
+    chunks = claimed[: len(claimed) // PMD_PAGES * PMD_PAGES].reshape(-1, PMD_PAGES)
+    seen: set[tuple[int, int]] = set()
+    waiting: list[tuple[int, int]] = []
+
+    def add(blocks: Iterable[int], level: int) -> None:
+        """Note nodes of *level*."""
+        new = {(block, level) for block in blocks} - seen
+        seen.update(new)
+        waiting.extend(new)
+
+    for root in roots:
+        height, block = root_height(root), block_of(root)
+        if root and height <= HEIGHT_MAX and sb.is_data_block(block):
+            claimed[block] = True
+            if height:
+                add([block], height - 1)
+    while waiting:
+        node, level = waiting.pop()
+        found = _Entries.unpack(context.peek(node * BLOCK_SIZE, BLOCK_SIZE), level, sb)
+        is_chunk = found.sizes > 1
+        claimed[found.blocks[found.good & ~is_chunk]] = True
+        chunks[found.blocks[found.good & is_chunk] // PMD_PAGES] = True
+        if level:
+            add(found.blocks[found.good & ~is_chunk].tolist(), level - 1)
+    context.spare_blocks(claimed)
 
 
 def _pieces(runs: Runs) -> Iterator[tuple[int, int]]:
@@ -200,6 +237,33 @@ def _kinds(flags: _Array, blocks: _Array, level: int) -> tuple[_Array, _Array]:
     return legal | huge, huge
 
 
+@dataclass(slots=True)
+class _Entries:
+    """The entries of a node that are not 0, as arrays with one item for each."""
+
+    slots: _Array
+    values: _Array
+    flags: _Array
+    blocks: _Array
+    sizes: _Array
+    """How many blocks each is for: 1, or those of a 2 MiB chunk."""
+    good: _Array
+    """Whether each is legal, and for blocks of the data area."""
+
+    @classmethod
+    def unpack(cls, raw: bytes, level: int, sb: Superblock) -> "_Entries":
+        """Those of the node *raw* of *level*."""
+        entries = np.frombuffer(raw, ENTRY_DTYPE)
+        slots = entries.nonzero()[0]
+        values = entries[slots]
+        flags = (values & FLAGS_MASK).view(np.int64)
+        blocks = (values >> PAGE_SHIFT).view(np.int64)
+        legal, huge = _kinds(flags, blocks, level)
+        sizes = np.where(huge, PMD_PAGES, 1)
+        good = legal & (blocks >= sb.data_start) & (blocks + sizes <= sb.data_end)
+        return cls(slots, values, flags, blocks, sizes, good)
+
+
 class _Walk:
     def __init__(
         self, context: Context, rules: Rules, *, share: bool = False, own: _Array | None = None
@@ -222,6 +286,8 @@ class _Walk:
         if self.is_shared:
             # The next walk decides about them; until then nobody may have them.
             self.node_blocks += self.empty_blocks
+        elif self.own is not None:
+            self.context.spare[self.empty_blocks] = True
         else:
             for block in self.empty_blocks:
                 self.context.release_blocks(block)
@@ -281,17 +347,11 @@ class _Walk:
 
         If nothing is, its block is among ``empty_blocks``.
         """
-        entries = np.frombuffer(self.context.read(node * BLOCK_SIZE, BLOCK_SIZE), ENTRY_DTYPE)
-        slots = entries.nonzero()[0]
-        values = entries[slots]
-        flags = (values & FLAGS_MASK).view(np.int64)
-        blocks = (values >> PAGE_SHIFT).view(np.int64)
+        raw = self.context.read(node * BLOCK_SIZE, BLOCK_SIZE)
+        found = _Entries.unpack(raw, level, self.context.sb)
+        slots, flags, blocks, sizes = found.slots, found.flags, found.blocks, found.sizes
         pgoffs = base + (slots << NODE_SHIFT * level)
-        legal, huge = _kinds(flags, blocks, level)
-        sizes = np.where(huge, PMD_PAGES, 1)
-        sb = self.context.sb
-        good = legal & (pgoffs < self.rules.max_pages)
-        good &= (blocks >= sb.data_start) & (blocks + sizes <= sb.data_end)
+        good = found.good & (pgoffs < self.rules.max_pages)
         named = blocks.copy()
         taken = self._take(blocks, sizes, good)
         mine = len(self.faults)
@@ -300,9 +360,9 @@ class _Walk:
             self._cut(node, slots, pgoffs, ~good, "are not legal")
             double = good & ~taken
             is_double = bool(double.any())
-            self._double(node, slots, pgoffs, values, blocks, sizes, double)
+            self._double(node, slots, pgoffs, found.values, blocks, sizes, double)
             taken |= double & (blocks != 0)
-        data = taken if level == 0 else taken & huge
+        data = taken if level == 0 else taken & (sizes > 1)
         has_data = bool(data.any())
         if has_data:
             unwritten = (flags & UNWRITTEN) != 0
@@ -356,7 +416,7 @@ class _Walk:
                 stores.append((node * BLOCK_SIZE + 8 * int(slots[index]), value))
         blocks[double & ~copied] = 0
         text = "point to blocks in use already"
-        self._fault(node, pgoffs[copied], text, "copy these", stores, is_loss=False)
+        self._fault(node, pgoffs[copied], text, "copy these", stores, is_loss=False, is_copy=True)
         self._cut(node, slots, pgoffs, double & ~copied, text)
 
     def _copy(self, block: int, count: int) -> int | None:
@@ -387,12 +447,13 @@ class _Walk:
         """Whether each of *blocks* may be taken."""
         if self.own is None:
             return ~self.context.used[blocks]
-        return ~self.context.used[blocks] | self.own[blocks]
+        return ~self.context.used[blocks] | self.own[blocks] | self.context.spare[blocks]
 
     def _mark(self, blocks: _Array | slice | int) -> None:
         self.context.used[blocks] = True
         if self.own is not None:
             self.own[blocks] = False
+            self.context.spare[blocks] = False
 
     def _runs(self, pgoffs: _Array, blocks: _Array, sizes: _Array, unwritten: _Array) -> None:
         """Note data blocks, neighbours joined; there is at least one."""
@@ -442,8 +503,9 @@ class _Walk:
         stores: list[tuple[int, int]],
         *,
         is_loss: bool = True,
+        is_copy: bool = False,
     ) -> None:
         if stores:
             text = f"map node in block {node}: entries that {what}: {len(stores)}"
             text += f" (the first for page {int(pgoffs[0])})"
-            self.faults.append(Fault(text, fix, stores, is_loss))
+            self.faults.append(Fault(text, fix, stores, is_loss, is_copy))

@@ -119,13 +119,23 @@ class View:
 
     def pread(self, offset: int, length: int) -> bytes:
         """*length* bytes at *offset*; holes of the file stay holes."""
-        raw, bad = self._image.pread_around(offset, length)
+        raw, bad = self.peek(offset, length)
         for sector in bad:
             if self.lost is not None and sector not in self._lost:
                 self._lost.add(sector)
                 self.lost(sector)
+        return raw
+
+    def peek(self, offset: int, length: int) -> tuple[bytes, list[int]]:
+        """As ``pread``, and the bad sectors there, of which *lost* is not told."""
+        raw, bad = self._image.pread_around(offset, length)
+        return self._patched(offset, raw), bad
+
+    def _patched(self, offset: int, raw: bytes) -> bytes:
+        """*raw*, the image's bytes at *offset*, with what was stored or copied there."""
         if not self._pages and not self._aliases:
             return raw
+        length = len(raw)
         first, last = offset // PAGE_SIZE, (offset + length - 1) // PAGE_SIZE
         changed = [
             page for page in range(first, last + 1) if page in self._pages or page in self._aliases
@@ -205,6 +215,9 @@ class Context:
         self.used = metadata_blocks(sb)
         self.own = np.zeros(sb.block_count, np.bool_)
         """All False but while one inode is looked at again: the blocks that it took before."""
+        self.spare = np.zeros(sb.block_count, np.bool_)
+        """All False but in pass 1: blocks in use that nobody has, but to which trees point that
+        wait for their second walk. Only such a walk may take them."""
         self.populated: set[int] = set()
         """The directories that hold a record."""
         self._lowest = 0
@@ -224,6 +237,10 @@ class Context:
     def read(self, offset: int, length: int) -> bytes:
         """*length* bytes of the image at *offset*."""
         return self.view.pread(offset, length)
+
+    def peek(self, offset: int, length: int) -> bytes:
+        """As ``read``, but what cannot be read stays as it is."""
+        return self.view.peek(offset, length)[0]
 
     def store(self, offset: int, data: bytes) -> None:
         """Repair the image at *offset*, or only the view of it in a check that may not write."""
@@ -279,6 +296,17 @@ class Context:
         if self._free is not None:
             self._free += count
 
+    def spare_blocks(self, blocks: npt.NDArray[np.bool_]) -> None:
+        """Those of *blocks* that nobody has are spare from now on."""
+        self.spare |= blocks & ~self.used
+        self.used |= blocks
+
+    def release_spare(self) -> None:
+        """All walks are done: what is still spare is free after all."""
+        self.used &= ~self.spare
+        self.spare[:] = False
+        self._lowest = 0
+
     def free_blocks(self) -> int:
         """How many blocks are free. Only behind pass 1."""
         if self._free is None:
@@ -304,7 +332,7 @@ class Context:
         """Copy 1 or 512 blocks from *block* on to free ones; the first, now in use.
 
         None if there is no room, or if as much was copied as the whole image had in use. Only when
-        every block that has an owner is in use.
+        every block that has an owner, or that a tree points to, is in use.
         """
         if self._copied == 0:
             self._copied_max = int(np.count_nonzero(self.used))

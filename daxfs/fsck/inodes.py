@@ -5,9 +5,12 @@ Invariants
   out. Only a symbolic link without a target is not.
 - What is whole has the first claim to its blocks: inodes whose checksum is wrong come behind all
   others, and get no copies of what others have.
+- While blocks are copied, ``used`` holds all that some tree points to. No node is changed before
+  all copies are made and pointed to: it may be another's, who needs it as it was.
 - Behind this pass ``used`` holds every block that something owns.
 """
 
+import dataclasses
 import stat
 from typing import Final
 
@@ -39,7 +42,7 @@ _PIECE: Final = 256
 def check(context: Context) -> None:
     """Check every inode; fills ``inodes``, ``used``, ``directory_runs`` and ``orphan_blocks``."""
     damaged: list[int] = []
-    shared: list[_Check] = []
+    waiting: list[_Check] = []
     for first, rows in scan_inodes(context.view, context.sb):
         context.progress("inodes", first, context.sb.inode_count)
         raw = rows.tobytes()
@@ -47,24 +50,32 @@ def check(context: Context) -> None:
         for index in np.flatnonzero(table.any(axis=1)).tolist():
             ino, row = first + index, raw[index * INODE_SIZE : (index + 1) * INODE_SIZE]
             if row[-4:] == layout.inode_checksum(ino, row).to_bytes(4, "little"):
-                _inode(context, ino, row, shared)
+                _inode(context, ino, row, waiting)
             else:
                 damaged.append(ino)
+    shared = [check for check in waiting if check.is_shared]
+    blockmap.claim(context, [root for check in shared for root in check.roots])
     for ino in damaged:
         _inode(context, ino, context.read(context.sb.inode_offset(ino), INODE_SIZE), None)
     for check in shared:
-        check.resolve()
+        check.copy()
+    context.release_spare()
+    context.fence()
+    for check in shared:
+        check.publish()
+    for check in waiting:
+        check.finish()
     if ROOT_INO not in context.inodes:
         _make_root(context)
 
 
-def _inode(context: Context, ino: int, raw: bytes, shared: "list[_Check] | None") -> None:
-    """Check one row that is not all 0; *shared* is None if its checksum is wrong.
+def _inode(context: Context, ino: int, raw: bytes, waiting: "list[_Check] | None") -> None:
+    """Check one row that is not all 0; *waiting* is None if its checksum is wrong.
 
-    A check that has to wait for the blocks of all others is put into *shared*.
+    A check that has to wait for the blocks of all others is put into *waiting*.
     """
     row = InodeRow.unpack(ino, raw)
-    is_whole = shared is not None
+    is_whole = waiting is not None
     is_known = not row.mode & ~_MODE_MASK and stat.S_IFMT(row.mode) in _TYPES
     if ino == ROOT_INO and row.map_root and not (is_known and row.is_directory):
         context.report.problem(f"the root directory has mode {row.mode:#o}", "make it a directory")
@@ -80,9 +91,9 @@ def _inode(context: Context, ino: int, raw: bytes, shared: "list[_Check] | None"
         context.clear_inode(row)
         return
     check = _Check(context, row, is_whole)
-    check.walk(share=shared is not None)
-    if shared is not None and check.is_shared:
-        shared.append(check)
+    check.walk(share=waiting is not None)
+    if waiting is not None and (check.is_shared or check.changes_nodes):
+        waiting.append(check)
     else:
         check.finish()
 
@@ -120,12 +131,22 @@ class _Check:
         self.attributes = xattrs.walk(self.context, self.row.xattr_root, share=share)
 
     @property
+    def roots(self) -> tuple[int, int]:
+        """The root entries of its trees."""
+        return self.row.map_root, self.row.xattr_root
+
+    @property
     def is_shared(self) -> bool:
         """Whether another inode has blocks of this one."""
         return self.data.is_shared or self.attributes.is_shared
 
-    def resolve(self) -> None:
-        """Give this inode copies of what others have, all others having been walked; finish."""
+    @property
+    def changes_nodes(self) -> bool:
+        """Whether nodes are to be changed."""
+        return any(fault.stores for fault in self.data.faults + self.attributes.faults)
+
+    def copy(self) -> None:
+        """Give this inode copies of what others have, all others having been walked."""
         context, row = self.context, self.row
         if self.data.is_shared:
             self.data = blockmap.walk_again(context, self.data, row.map_root, self.rules)
@@ -133,7 +154,17 @@ class _Check:
             self.attributes = blockmap.walk_again(
                 context, self.attributes, row.xattr_root, xattrs.RULES
             )
-        self.finish()
+
+    def publish(self) -> None:
+        """Point to the copies, which hold what the others hold; told of in ``finish``."""
+        faults = self.data.faults + self.attributes.faults
+        for fault in faults:
+            for offset, value in fault.stores if fault.is_copy else ():
+                self.context.store_u64(offset, value)
+        if faults:
+            roots = {"map_root": self.data.root, "xattr_root": self.attributes.root}
+            self.context.fence()
+            self.context.write_inode(dataclasses.replace(self.row, **roots))
 
     def finish(self) -> None:
         """Check what the blocks hold, tell of what was found, and mend it."""

@@ -16,13 +16,14 @@ from damages import (
     folder_lost,
     journal,
     name_twice,
+    node_as_only_page,
     parent,
     super_magic,
     xattr_magic,
 )
 
 from daxfs.ondisk import layout
-from daxfs.ondisk.mapentry import UNWRITTEN, entry
+from daxfs.ondisk.mapentry import UNWRITTEN, block_of, entry
 
 
 @pytest.mark.parametrize("case", [*CASES, *FIELDS], ids=lambda case: case.name)
@@ -203,14 +204,29 @@ def test_a_tree_that_two_share_is_copied_as_a_whole(damaged: Damaged) -> None:
     assert after["file"].contents[:4096] == before["big"].contents[:4096]
 
 
-def test_without_room_for_copies_the_second_owner_gets_holes(damaged: Damaged) -> None:
-    image, persist, fs = mounted(damaged.path)
+def leave_free(image: Damaged, blocks: int) -> None:
+    """Have a file take all that is free, but for so many blocks."""
+    opened, persist, fs = mounted(image.path)
     rest = fs.create(fs.root, b"rest", 0o644, CRED)
-    free = fs.statfs().bavail
-    fs.fallocate(rest, 0, 0, (free - 600) << 12)
+    fs.fallocate(rest, 0, 0, (fs.statfs().bavail - blocks) << 12)
     fs.unmount()
     persist.close()
-    image.close()
+    opened.close()
+
+
+def test_no_copy_is_stored_below_a_node_that_another_has(damaged: Damaged) -> None:
+    leave_free(damaged, 490)
+    chunk = block_of(damaged.word(damaged.root_node("big")))
+    assert min(damaged.free_blocks()) > chunk, "it comes first"
+    before = damaged.listing()
+    node_as_only_page(damaged)
+    assert damaged.fsck("-y")[0] == 1
+    assert damaged.fsck("-n")[0] == 0
+    check_unchanged(before, damaged.listing(), "one")
+
+
+def test_without_room_for_copies_the_second_owner_gets_holes(damaged: Damaged) -> None:
+    leave_free(damaged, 600)
     before = damaged.listing()
     damaged.change("file", map_root=damaged.row("big")["map_root"], size=1 << 22)
     assert damaged.fsck("-y")[0] == 1

@@ -15,7 +15,7 @@ from damage import SIZE, Damaged
 from daxfs.journal.undo import ENTRY_HEADER, checksum_seed, entry_checksum
 from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
-from daxfs.ondisk.mapentry import HUGE, TABLE, UNWRITTEN, block_of, entry
+from daxfs.ondisk.mapentry import HEIGHT_SHIFT, HUGE, TABLE, UNWRITTEN, block_of, entry
 from daxfs.pmem.badblocks import TABLE_OFFSET
 
 Damage = Callable[[Damaged], None]
@@ -369,6 +369,29 @@ def huge_of_later_one(image: Damaged) -> None:
     for _ in range(2):
         node = block_of(image.word(node)) * BLOCK_SIZE
     image.poke_word(node + 8 * 300, image.word(image.root_node("big")))
+
+
+def node_as_only_page(image: Damaged) -> None:
+    """The page of "one" is the root node of a file that has a higher number."""
+    image.change("one", map_root=entry(image.root_node("big") // BLOCK_SIZE, 0))
+
+
+def page_of_chunk(image: Damaged) -> None:
+    """A page of "one" lies in a chunk of "big", and a page of "sparse" is one of "file"."""
+    chunk = block_of(image.word(image.root_node("big")))
+    image.change("one", map_root=entry(chunk + 7, 0))
+    node = image.root_node("sparse")
+    for _ in range(3):
+        node = block_of(image.word(node)) * BLOCK_SIZE
+    image.poke_word(node + 8 * 300, entry(image.first_block("file"), 0))
+    assert image.numbers["file"] < image.numbers["sparse"] < image.numbers["big"]
+
+
+def leaf_of_directory(image: Damaged) -> None:
+    """The map of a symbolic link, which has one page, is that of a directory of several."""
+    node = image.root_node("many") // BLOCK_SIZE
+    image.change("link", map_root=entry(node, TABLE) | 1 << HEIGHT_SHIFT, size=1)
+    assert image.numbers["link"] < image.numbers["many"]
 
 
 def directory_unwritten(image: Damaged) -> None:
@@ -916,6 +939,9 @@ CASES: Final = [
     Case(node_as_data, "in use already", "file hard"),
     Case(data_of_later_one, "in use already", "file hard"),
     Case(huge_of_later_one, "in use already", "sparse"),
+    Case(node_as_only_page, "in use already", "one"),
+    Case(page_of_chunk, "in use already", "sparse"),
+    Case(leaf_of_directory, "in use already", "link"),
     Case(directory_unwritten, "page 0 is marked as unwritten"),
     Case(directory_page_unwritten, "are marked as unwritten"),
     Case(symlink_unwritten, "page 0 is marked as unwritten"),
