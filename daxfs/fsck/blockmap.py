@@ -351,7 +351,7 @@ class _Walk:
         found = _Entries.unpack(raw, level, self.context.sb)
         slots, flags, blocks, sizes = found.slots, found.flags, found.blocks, found.sizes
         pgoffs = base + (slots << NODE_SHIFT * level)
-        good = found.good & (pgoffs < self.rules.max_pages)
+        good = found.good & (pgoffs + sizes <= self.rules.max_pages)
         named = blocks.copy()
         taken = self._take(blocks, sizes, good)
         mine = len(self.faults)

@@ -521,6 +521,17 @@ def _acl(image: Damaged, change: Callable[[bytearray], None]) -> None:
     image.poke(at + 4, struct.pack("<I", google_crc32c.value(bytes(blob))))
 
 
+def xattr_chunk(image: Damaged) -> None:
+    """A whole blob lies at the beginning of a 2 MiB chunk, which is more than a map may have."""
+    free = image.free_blocks()
+    chunk = next(b for b in free if b % 512 == 0 and set(range(b, b + 512)) <= set(free))
+    node = next(b for b in free if b < chunk)
+    image.poke(chunk * BLOCK_SIZE, image.peek(image.blob("listed"), BLOCK_SIZE))
+    image.poke(node * BLOCK_SIZE, entry(chunk, HUGE).to_bytes(8, "little").ljust(BLOCK_SIZE, b"\0"))
+    image.change("listed", xattr_root=entry(node, TABLE) | 2 << HEIGHT_SHIFT, blocks=513)
+    image.poke_word(layout.STATE_OFFSET, layout.STATE_DIRTY)
+
+
 def acl_permissions(image: Damaged) -> None:
     def change(blob: bytearray) -> None:
         blob[blob.index(acl.XATTR_ACCESS) + len(acl.XATTR_ACCESS) + 6] = 0xFF
@@ -963,6 +974,7 @@ CASES: Final = [
     Case(xattr_length_short, "extended attributes: ", "labelled"),
     Case(xattr_twice, "in use already", "listed"),
     Case(xattr_unwritten, "page 0 is marked as unwritten"),
+    Case(xattr_chunk, "extended attributes: .* which is empty", "listed"),
     Case(acl_permissions, "the list system.posix_acl_access is not valid", "listed"),
     Case(acl_tag, "the list system.posix_acl_access is not valid", "listed"),
     Case(acl_version, "the list system.posix_acl_access is not valid", "listed"),
