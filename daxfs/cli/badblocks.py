@@ -65,7 +65,7 @@ def add(target: str, first: int | None, count: int, offset: int | None, length: 
 
     What programs have written is stored first, and the kernel's copies of it are dropped.
     """
-    _change("add", target, _range(first, count, offset, length))
+    _change("add", target, _range(target, first, count, offset, length))
 
 
 @command(
@@ -87,7 +87,7 @@ def clear(
 ) -> None:
     """Make sectors good again; they hold what they held when they became bad."""
     if not everything:
-        _change("clear", target, _range(first, count, offset, length))
+        _change("clear", target, _range(target, first, count, offset, length))
         return
     if not (first is None and offset is None and length is None):
         raise click.UsageError("--all leaves no sectors to name")
@@ -137,12 +137,18 @@ def list_command(plain: bool, as_json: bool, target: str) -> None:
     )
 
 
-def _range(first: int | None, count: int, offset: int | None, length: int | None) -> dict[str, int]:
+def _range(
+    target: str, first: int | None, count: int, offset: int | None, length: int | None
+) -> dict[str, int]:
     if (first is None) == (offset is None):
         raise click.UsageError("name either the first sector or, of a file, --offset")
     if first is not None:
         if length is not None:
             raise click.UsageError("--length belongs to --offset: name a COUNT of sectors")
+        if os.path.isfile(target) and _is_on_mount(target):
+            raise CommandError(
+                f"{target}: sectors are the image's: name bytes of a file by --offset"
+            )
         return {"first": first, "count": count}
     assert offset is not None
     return {"offset": offset, "length": 1 if length is None else length}
@@ -199,8 +205,6 @@ def _ask_daemon(action: str, target: str, where: dict[str, int]) -> None:
         if not stat.S_ISREG(status.st_mode):
             raise CommandError(f"{target}: is not a regular file: name sectors of the image")
         where = where | {"ino": status.st_ino}
-    elif stat.S_ISREG(status.st_mode):
-        raise CommandError(f"{target}: sectors are the image's: name bytes of a file by --offset")
     # What is dirty would clear the bad blocks when the kernel writes it.
     subprocess.run(["sync", "-f", target], check=False, capture_output=True)
     with Client(target) as client:
