@@ -113,7 +113,9 @@ class SpaceOperations(FileOperations):
         for low, high in edges:
             run = self.map.lookup(inode.map_root, low >> PAGE_SHIFT, 1)
             if low < high and run.block and not run.unwritten:
-                op.tx.log(run.block * BLOCK_SIZE + low % PAGE_SIZE, high - low)
+                place = run.block * BLOCK_SIZE + low % PAGE_SIZE
+                self.dax.expect_readable(inode, low, place, high - low)
+                op.tx.log(place, high - low)
                 self.dax.zero_range(inode, low, high - low)
 
     def _allocate(

@@ -250,7 +250,9 @@ class FileOperations(XattrOperations):
         within = size % PAGE_SIZE
         run = self.map.lookup(inode.map_root, size >> PAGE_SHIFT, 1)
         if within and run.block and not run.unwritten:
-            op.tx.log(run.block * BLOCK_SIZE + within, PAGE_SIZE - within)
+            place, length = run.block * BLOCK_SIZE + within, PAGE_SIZE - within
+            self.dax.expect_readable(inode, size, place, length)
+            op.tx.log(place, length)
 
     # --- references ------------------------------------------------------------------------------
 

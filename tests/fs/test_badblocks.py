@@ -7,7 +7,7 @@ import pytest
 from fsbox import PAGE, ROOT, FsBox
 
 from daxfs.errors import BadDataError, FsError, MediaError
-from daxfs.fs.falloc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from daxfs.fs.falloc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
 from daxfs.fs.file import AttrChanges
 from daxfs.fs.inode import Inode
 from daxfs.ondisk.layout import (
@@ -20,6 +20,8 @@ from daxfs.ondisk.mapentry import block_of
 from daxfs.pmem.badblocks import Sectors, sectors_of
 
 SECTOR = 512
+PUNCH = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+ZERO = FALLOC_FL_ZERO_RANGE
 DATA = bytes(range(256)) * 16 * 8
 """Eight pages, no two of their sectors' neighbours alike."""
 
@@ -179,6 +181,27 @@ def test_cutting_a_page_needs_the_sectors_behind_the_cut(box: FsBox) -> None:
     box.fs.setattr(file, AttrChanges(size=PAGE))
     box.persist.clear_badblocks(Sectors(sector, 1))
     assert box.data(file) == DATA[:PAGE]
+
+
+@pytest.mark.parametrize("remount_ro", [True, False])
+@pytest.mark.parametrize("mode", [None, PUNCH, ZERO, ZERO | FALLOC_FL_KEEP_SIZE])
+def test_zeroing_a_part_of_a_bad_sector_concerns_only_the_data(
+    make_box: Callable[..., FsBox], mode: int | None, remount_ro: bool
+) -> None:
+    box = make_box(remount_ro=remount_ro)
+    file = box.file(b"f", DATA)
+    sector = spoil(box, file, PAGE + 1024)
+    if mode is None:
+        error = refused(lambda: box.fs.setattr(file, AttrChanges(size=PAGE + 600)))
+    else:
+        error = refused(lambda: box.fs.fallocate(file, mode, PAGE + 600, 3 * PAGE))
+    assert isinstance(error, BadDataError)
+    assert error.pos == PAGE + 1024
+    box.fs.report_corruption(error)
+    assert box.persist.load_u64(STATE_OFFSET) != STATE_ERROR
+    box.file(b"other")
+    box.persist.clear_badblocks(Sectors(sector, 1))
+    assert box.data(file) == DATA
 
 
 def test_a_copy_ends_before_the_page_with_a_bad_block(box: FsBox) -> None:
