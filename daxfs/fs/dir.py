@@ -271,11 +271,14 @@ class Directories:
     def _add_block(self, op: "Operation", directory: Inode, index: DirectoryIndex) -> int:
         """Give the directory a block, in a hole or at the end; its offset.
 
-        The caller makes it one of records: nothing of what the block held is read before that.
+        The caller makes it one of records: nothing of what the block held is read before that. Only
+        if it is bad is all of it stored here, since records do not cover its sectors.
         """
         core = self._core
         page = min(index.holes, default=directory.size >> PAGE_SHIFT)
         [(block, _)] = core.blocks.alloc(op.tx, 1)
+        if core.dax.is_bad(block * BLOCK_SIZE, BLOCK_SIZE):
+            core.persist.mend(block * BLOCK_SIZE, bytes(BLOCK_SIZE))
         change = core.map.publish(op.tx, directory.map_root, page, block, 1)
         op.change_index(directory)
         op.remap(directory, change)

@@ -141,7 +141,7 @@ def test_growing_a_file_needs_the_sector_in_which_it_ends(box: FsBox) -> None:
 def test_new_blocks_are_good_where_they_were_bad(box: FsBox) -> None:
     """Free blocks may be bad: whoever gets one stores all of it."""
     free = box.fs.sb.data_start * 8, box.fs.sb.data_end * 8
-    box.persist.add_badblocks(Sectors(free[0] + 64, free[1] - free[0] - 64))
+    box.persist.add_badblocks(Sectors(free[0], free[1] - free[0]))
     file = box.file(b"f", b"x" * 3000)
     box.fs.write(file, 3 * PAGE + 100, b"y" * 1000)
     folder = box.fs.mkdir(box.root, b"d" * 200, 0o755, ROOT)
@@ -157,6 +157,19 @@ def test_new_blocks_are_good_where_they_were_bad(box: FsBox) -> None:
     assert runs(box), "what is not used stays bad"
     box.remount()
     assert box.tree() == tree
+
+
+@pytest.mark.parametrize("sector", [0, 5])
+def test_a_folder_grows_into_blocks_that_were_bad(box: FsBox, sector: int) -> None:
+    for block in range(box.fs.sb.data_start, box.fs.sb.data_start + 50):
+        box.persist.add_badblocks(Sectors(block * 8 + sector, 1))
+    folder = box.fs.mkdir(box.root, b"d", 0o755, ROOT)
+    for index in range(20):
+        box.file(b"%d" % index * 100, parent=folder)
+    tree = box.tree()
+    box.remount()
+    assert box.tree() == tree
+    assert box.persist.load_u64(STATE_OFFSET) != STATE_ERROR
 
 
 def test_punching_and_deleting_clear(box: FsBox) -> None:
