@@ -4,6 +4,10 @@ Kernel counterpart: fs/ext2/ialloc.c. State lives in memory only; the inode tabl
 
 Low numbers go first, so that the used part of the table stays small and the rest of it a hole. As
 with blocks, an inode freed by a transaction can be taken again only after its commit.
+
+Invariants
+- No inode below ``_lowest`` is free, and ``free`` is never too high: also where a lack of memory
+  cuts a change short. So what is offered was free.
 """
 
 import errno
@@ -22,6 +26,8 @@ class InodeAllocator:
         """From *used*, a bool for each of the ``inode_count`` inodes; index 0 is inode 1."""
         self._used = used.copy()
         self._lowest = 0
+        self._kept: set[int] = set()
+        """Inodes that count as used, since their rows cannot be stored."""
         self.total: Final = sb.inode_count
         self.free = self.total - int(self._used.sum())
 
@@ -38,19 +44,28 @@ class InodeAllocator:
             raise FsError(errno.ENOSPC, "no inode is left")
         index = None if near is None else self._find_near(near)
         if index is None:
-            index = self._lowest + int(self._used[self._lowest :].argmin())
-            self._lowest = index + 1
+            index = self._find(self._lowest, self.total)
+            if index is None:
+                raise FsError(errno.ENOSPC, "no inode is left")
+            self._lowest = index
         ino = index + 1
         tx.on_abort(lambda: self._release(ino))
-        self._used[index] = True
         self.free -= 1
+        self._used[index] = True
         return ino
 
     def _find_near(self, near: int) -> int | None:
         first = (near - 1) // INODES_PER_BLOCK * INODES_PER_BLOCK
-        window = self._used[first : first + INODES_PER_BLOCK]
+        return self._find(first, first + INODES_PER_BLOCK)
+
+    def _find(self, first: int, end: int) -> int | None:
+        window = self._used[first:end]
         slot = int(window.argmin())
         return None if window[slot] else first + slot
+
+    def keep(self, ino: int) -> None:
+        """Offer inode *ino*, just taken, to nobody else, even if its transaction aborts."""
+        self._kept.add(ino)
 
     def free_inode(self, tx: Hooks, ino: int) -> None:
         """Free inode *ino* at the commit of *tx*. Raises CorruptionError if it is free already."""
@@ -59,7 +74,7 @@ class InodeAllocator:
         tx.on_commit(lambda: self._release(ino))
 
     def _release(self, ino: int) -> None:
-        if self._used[ino - 1]:
-            self._used[ino - 1] = False
+        if self._used[ino - 1] and ino not in self._kept:
             self._lowest = min(self._lowest, ino - 1)
+            self._used[ino - 1] = False
             self.free += 1

@@ -236,7 +236,7 @@ class Core:
         for inode in op.inodes.values():
             try:
                 inode.decode(self._row(inode.ino))
-            except CorruptionError:  # a damaged free row, which new_row has told of
+            except CorruptionError:  # a damaged free row, which _new_row has told of
                 inode.clear()
             inode.xattrs = None
             if not inode.mode:
@@ -271,7 +271,21 @@ class Core:
         mode = self.options.dax
         inode.is_dax = mode == "always" or (mode == "inode" and bool(inode.flags & FLAG_DAX))
 
-    def new_row(self, op: Operation, ino: int) -> Inode:
+    def new_inode(self, op: Operation, near: int) -> Inode:
+        """A free inode, if possible one in the table block of inode *near*. ENOSPC.
+
+        Those whose rows the medium cannot return count as used. Nothing is lost with them: so that
+        is only logged.
+        """
+        while True:
+            ino = self.inode_numbers.alloc(op.tx, near)
+            try:
+                return self._new_row(ino)
+            except MediaError as error:
+                self.inode_numbers.keep(ino)
+                log.error("inode %d cannot be used: %s", ino, error.strerror)
+
+    def _new_row(self, ino: int) -> Inode:
         """An Inode for the free row *ino*, all fields zero but its next generation. ENOSPC."""
         self.blocks.hold(self.sb.inode_offset(ino) // BLOCK_SIZE)
         raw = self._row(ino)

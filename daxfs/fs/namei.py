@@ -196,7 +196,7 @@ class NameOperations(FileOperations):
 
     def _new_inode(self, op: Operation, directory: Inode, mode: int, cred: Cred) -> Inode:
         """A new inode as a child of *directory*; *mode* with the type, before umask and lists."""
-        inode = self.new_row(op, self.inode_numbers.alloc(op.tx, near=directory.ino))
+        inode = self.new_inode(op, near=directory.ino)
         op.change(inode)
         inode.mode, attributes = self._inherited(directory, mode, cred.umask)
         inode.uid, inode.gid = cred.uid, cred.gid

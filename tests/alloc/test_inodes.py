@@ -87,6 +87,44 @@ def test_an_aborted_transaction_leaves_all_as_it_was() -> None:
     assert a.alloc(Hooks()) == 3
 
 
+class NoMemory(Hooks):
+    """A transaction that cannot note what an abort is to undo."""
+
+    def on_abort(self, call: Callable[[], None]) -> None:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("free", [50, 100])
+def test_an_inode_that_could_not_be_taken_is_had_by_the_next(free: int) -> None:
+    a = allocator(*(ino for ino in range(1, 101) if ino != free))
+    with pytest.raises(MemoryError):
+        a.alloc(NoMemory())
+    assert not a.is_used(free)
+    assert a.alloc(Hooks()) == free
+
+
+@pytest.mark.parametrize("near", [None, 1])
+def test_an_inode_in_use_is_never_given_away(near: int | None) -> None:
+    """Not even when the number of free ones is wrong."""
+    a = allocator(*range(1, 101))
+    a.free = 1
+    with pytest.raises(FsError) as caught:
+        a.alloc(Hooks(), near=near)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("commit", [True, False])
+def test_an_inode_that_is_kept_is_offered_once(commit: bool) -> None:
+    a = allocator(1)
+    tx = Hooks()
+    assert a.alloc(tx) == 2
+    a.keep(2)
+    tx.end(commit=commit)
+    assert a.is_used(2)
+    assert a.free == 98
+    assert a.alloc(Hooks()) == 3
+
+
 @pytest.mark.parametrize("ino", [0, -1, 101, 2])
 def test_freeing_what_is_not_in_use_is_corruption(ino: int) -> None:
     with pytest.raises(CorruptionError):

@@ -267,6 +267,30 @@ def test_an_inode_in_a_bad_block_fails_alone(box: FsBox) -> None:
         assert box.data(box.path(name)) == name
 
 
+def test_free_inodes_in_a_bad_block_are_passed_over(
+    make_box: Callable[..., FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box(remount_ro=True)
+    box.file(b"first")
+    row = sectors_of(box.fs.sb.inode_offset(3), 256)
+    hurt = {ino for ino in range(3, 10) if sectors_of(box.fs.sb.inode_offset(ino), 1) == row}
+    free = box.free()[1]
+    box.persist.add_badblocks(row)
+    with pytest.raises(FsError, match="exists"):
+        box.file(b"first")
+    numbers = {box.file(b"%d" % index).ino for index in range(20)}
+    assert not numbers & hurt
+    assert len(caplog.records) == len(hurt), "each is met once"
+    assert box.free()[1] == free - 20 - len(hurt)
+    assert not box.fs.read_only
+    assert box.persist.load_u64(STATE_OFFSET) != STATE_ERROR
+    tree = box.tree()
+    box.remount()
+    assert box.tree() == tree
+    box.persist.clear_badblocks(row)
+    box.persist.store_u64(STATE_OFFSET, 0)
+
+
 def test_an_inode_whose_row_turns_bad_keeps_what_it_is(box: FsBox) -> None:
     """What cannot be stored must not change in memory either."""
     file = box.file(b"f", DATA)
