@@ -6,7 +6,8 @@ State lives in memory only: a bool a block, and the number of free blocks of eac
 that a search looks at chunks first. On media it is written at a clean unmount (``bitmap``).
 
 Invariants
-- ``_free_of[c]`` is the number of False in chunk c of ``_used``; ``free`` is their sum.
+- ``_free_of[c]`` is the number of False in chunk c of ``_used``; ``free`` is their sum. Where a
+  lack of memory cuts a change short both may be too low after the abort, but not too high.
 - A block freed by a transaction stays used until its commit; a block taken by one that aborts is
   given back. So no transaction ever gets a block that recovery could hand to its former owner.
 - A reserved chunk is reserved softly: only its owner takes from it, by *goal*, until nothing else
@@ -157,9 +158,9 @@ class BlockAllocator:
             chunk = self._chunk = int(self._next_chunks(1)[0])
         block = chunk * PMD_PAGES + int(self._by_chunk[chunk].argmin())
         runs.append((block, 1))
-        self._used[block] = True
-        self._free_of[chunk] -= 1
         self.free -= 1
+        self._free_of[chunk] -= 1
+        self._used[block] = True
 
     def _take_many(self, count: int, runs: list[Run]) -> None:
         chunks = self._next_chunks(count)
@@ -211,9 +212,9 @@ class BlockAllocator:
     def _set(self, start: int, count: int, used: bool) -> None:
         self._used[start : start + count] = used
         first, last = start // PMD_PAGES, (start + count - 1) // PMD_PAGES + 1
-        before = int(self._free_of[first:last].sum())
-        self._free_of[first:last] = PMD_PAGES - self._by_chunk[first:last].sum(axis=1)
-        self.free += int(self._free_of[first:last].sum()) - before
+        now = PMD_PAGES - self._by_chunk[first:last].sum(axis=1, dtype=np.int64)
+        self.free += int((now - self._free_of[first:last]).sum())
+        self._free_of[first:last] = now
 
     def free_blocks(self, tx: Hooks, start: int, count: int) -> None:
         """Free blocks at the commit of *tx*, and queue them for their discard.

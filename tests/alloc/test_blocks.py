@@ -1,8 +1,11 @@
 """The block allocator: never twice, never lost, near its goal, given back to the host."""
 
 import errno
+import sys
 import uuid
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,6 +76,46 @@ def test_a_fresh_allocator_has_all_data_blocks_free() -> None:
     a = allocator()
     assert a.free == a.total == SB.data_end - SB.data_start
     assert a.used == 0
+
+
+def out_of_memory_at(step: int, call: Callable[[], object]) -> bool:
+    """Run *call* with a MemoryError before line *step* of the allocator; whether it came so far."""
+    lines = 0
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal lines
+        if not frame.f_code.co_filename.endswith("alloc/blocks.py"):
+            return None
+        if event == "line":
+            lines += 1
+            if lines == step:
+                raise MemoryError
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except MemoryError:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_out_of_memory_never_shows_more_blocks_than_are_free(count: int) -> None:
+    step = 1
+    while True:
+        a, tx = allocator(), Hooks()
+        a.alloc(Hooks(), 3)
+        if not out_of_memory_at(step, lambda a=a, tx=tx: a.alloc(tx, count)):  # type: ignore[misc]
+            break
+        tx.abort()
+        assert a.free <= np.count_nonzero(~a._used), step
+        assert (a._free_of <= (~a._by_chunk).sum(axis=1)).all(), step
+        step += 1
+    assert step > 10
 
 
 def test_every_block_can_be_had_one_by_one_and_then_no_more() -> None:
