@@ -87,6 +87,10 @@ def fill(fs: FileSystem) -> dict[str, int]:
     note("many", many.ino)
     for index in range(NAMES):
         fs.create(many, b"%03d-%s" % (index, b"n" * 100), 0o644, CRED)
+    mixed = fs.create(root, b"mixed", 0o644, CRED)
+    fs.write(mixed, 0, DATA)
+    fs.write(mixed, 2 << 20, DATA * 512)
+    note("mixed", mixed.ino)
     return numbers
 
 

@@ -281,6 +281,11 @@ def file_too_short(image: Damaged) -> None:
     image.change("file", size=5)
 
 
+def chunk_behind_end(image: Damaged) -> None:
+    """A page and, behind it, 2 MiB hold data behind the end."""
+    image.change("mixed", size=0)
+
+
 def directory_too_long(image: Damaged) -> None:
     image.change("folder", size=1 << 50)
 
@@ -932,6 +937,7 @@ CASES: Final = [
     Case(table_of_bad_blocks, "the table of bad blocks: slots that are not legal: 3"),
     Case(journal_of_several, "ranges in the journal: 4"),
     Case(file_too_short, "data behind the end at byte 5: make it 81920"),
+    Case(chunk_behind_end, "data behind the end at byte 0: make it 4194304"),
     Case(directory_too_long, "a directory of 1125899906842624 bytes: make it 4096"),
     Case(directory_without_size, "a directory of 0 bytes"),
     Case(device_with_contents, "a character device with contents"),
