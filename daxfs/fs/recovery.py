@@ -10,7 +10,6 @@ not take the others away. But what a damaged inode or map claims cannot be known
 that seem to be free may be in use, and nothing may be stored before fsck has found out.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,19 +100,18 @@ def _check_row(usage: Usage, ino: int, row: bytes) -> None:
 def _walk_tree(
     usage: Usage, image: Image, sb: Superblock, ino: int, root: int, max_pages: int
 ) -> None:
-    """Mark the blocks of one tree as used."""
+    """Mark the blocks of one tree as used, up to the first damage.
+
+    That is one problem, also where blocks have two owners: what is shared is walked once, and all
+    walks together take no more steps than the image has blocks.
+    """
     try:
-        for start, count in _runs(image, sb, root, max_pages):
-            blocks = usage.blocks[start : start + count]
-            if blocks.any():
-                usage.problems.append(f"inode {ino}: blocks from {start} have two owners")
-                usage.is_partial = True
+        for part in walk(image, sb, root, max_pages=max_pages):
+            blocks = usage.blocks[part.block : part.block + part.count]
+            is_shared = blocks.any()
             blocks[:] = True
+            if is_shared:
+                raise CorruptionError(f"blocks from {part.block} have two owners")
     except (CorruptionError, MediaError) as error:
         usage.problems.append(f"inode {ino}: {error.strerror}")
         usage.is_partial = True
-
-
-def _runs(image: Image, sb: Superblock, root: int, max_pages: int) -> Iterator[tuple[int, int]]:
-    for part in walk(image, sb, root, max_pages=max_pages):
-        yield part.block, part.count

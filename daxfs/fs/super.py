@@ -56,6 +56,9 @@ from daxfs.trace import Trace
 
 log = logging.getLogger(__name__)
 
+PROBLEMS_MAX: Final = 20
+"""Problems that a mount tells one by one; how many more there are is one line."""
+
 _START_WORDS: Final = struct.Struct("<QQQ")
 """State, mount count, time of the last mount: as in the super block."""
 
@@ -141,8 +144,10 @@ class FileSystem(NameOperations, SpaceOperations):
             fs.read_only = read_only = True
         if not read_only:
             fs._start(state)
-        for problem in usage.problems:
+        for problem in usage.problems[:PROBLEMS_MAX]:
             fs.report_corruption(problem)
+        if len(usage.problems) > PROBLEMS_MAX:
+            log.error("and %d more problems", len(usage.problems) - PROBLEMS_MAX)
         if not read_only:
             fs._free_orphans(usage.orphans)
         return fs
