@@ -178,10 +178,14 @@ class Superblock:
             raise CorruptionError(
                 f"the image is cut off: {image_blocks} blocks of {self.block_count} are there"
             )
-        if self.inode_count > self.inode_blocks * INODES_PER_BLOCK or self.inode_count < 1:
+        table = min(self.inode_blocks * INODES_PER_BLOCK, INODES_MAX)
+        if not 1 <= self.inode_count <= table:
             raise CorruptionError("the super block's inode count does not fit its table")
-        if self.bitmap_blocks * BLOCK_SIZE * 8 < self.block_count or self.journal_blocks < 2:
-            raise CorruptionError("the super block's bitmap or journal is too small")
+        # The upper limits are there because a mount takes space and memory for what is claimed.
+        if self.bitmap_blocks != bitmap_size(self.block_count):
+            raise CorruptionError("the super block's bitmap has not the size for its blocks")
+        if not 2 <= self.journal_blocks <= JOURNAL_BYTES_MAX // BLOCK_SIZE:
+            raise CorruptionError("the super block's journal is too small or too large")
 
 
 # --- inodes --------------------------------------------------------------------------------------
@@ -296,6 +300,12 @@ JOURNAL_BYTES_MIN: Final = 64 << 10
 JOURNAL_BYTES_MAX: Final = 4 << 20
 BYTES_PER_INODE: Final = 16 << 10
 INODES_MIN: Final = 64
+INODES_MAX: Final = (1 << 32) - 1
+
+
+def bitmap_size(block_count: int) -> int:
+    """Blocks of the block bitmap of an image that has *block_count* blocks."""
+    return -(-block_count // (BLOCK_SIZE * 8))
 
 
 def plan(
@@ -311,11 +321,11 @@ def plan(
     if len(label.encode()) > LABEL_MAX:
         raise ValueError(f"the label is longer than {LABEL_MAX} bytes")
     inode_count = max(INODES_MIN, size // BYTES_PER_INODE) if inodes is None else inodes
-    if not 1 <= inode_count < 1 << 32:
-        raise ValueError(f"{inode_count} inodes: the number must be from 1 to {(1 << 32) - 1}")
+    if not 1 <= inode_count <= INODES_MAX:
+        raise ValueError(f"{inode_count} inodes: the number must be from 1 to {INODES_MAX}")
     journal_blocks = min(max(JOURNAL_BYTES_MIN, size // 64), JOURNAL_BYTES_MAX) // BLOCK_SIZE
     inode_blocks = -(-inode_count // INODES_PER_BLOCK)
-    bitmap_blocks = -(-block_count // (BLOCK_SIZE * 8))
+    bitmap_blocks = bitmap_size(block_count)
     journal_start = 1
     inode_start = journal_start + journal_blocks
     bitmap_start = inode_start + inode_blocks

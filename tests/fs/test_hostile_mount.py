@@ -3,14 +3,19 @@
 Counted, not timed: nodes read, lines logged, bytes held.
 """
 
+import dataclasses
+
 import pytest
 from fsbox import FsBox
 
-from daxfs.fs.super import PROBLEMS_MAX
+from daxfs.errors import CorruptionError
+from daxfs.fs.super import PROBLEMS_MAX, FileSystem
+from daxfs.mkfs.format import format_image
 from daxfs.ondisk import tree
-from daxfs.ondisk.layout import BLOCK_SIZE, INODE_FIELDS, encode_inode
+from daxfs.ondisk.layout import BLOCK_SIZE, INODE_FIELDS, SUPER_OFFSET, encode_inode
 from daxfs.ondisk.mapentry import ENTRY_DTYPE, HEIGHT_SHIFT, HUGE, TABLE, entry
 from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
 from daxfs.units import PMD_PAGES
 
 FILES = 40
@@ -91,3 +96,20 @@ def test_the_log_of_a_mount_has_no_line_for_each_problem(
     box.crash()
     assert caplog.text.count("two owners") == PROBLEMS_MAX
     assert f"and {FILES - 1 - PROBLEMS_MAX} more problems" in caplog.text
+
+
+@pytest.mark.parametrize("region", ["journal", "bitmap"])
+def test_an_image_that_claims_a_long_journal_or_bitmap_takes_nothing_from_the_host(
+    region: str,
+) -> None:
+    """A mount has the host hold these regions: few bytes of a sparse image could fill it."""
+    image = Image.anonymous(64 << 20)
+    sb = format_image(image)
+    more = 4096
+    later = {"journal": ["inode_start", "bitmap_start", "data_start"], "bitmap": ["data_start"]}
+    changes = {name: getattr(sb, name) + more for name in (f"{region}_blocks", *later[region])}
+    image.mem[SUPER_OFFSET : SUPER_OFFSET + 512] = dataclasses.replace(sb, **changes).encode()
+    held = image.allocated_bytes()
+    with pytest.raises(CorruptionError, match=region):
+        FileSystem.mount(image, Persist(image, "memory"))
+    assert image.allocated_bytes() == held

@@ -92,6 +92,9 @@ def test_an_image_that_was_cut_off_is_refused() -> None:
         {"inode_count": 0},
         {"inode_count": 1 << 31},
         {"bitmap_blocks": 0},
+        {"bitmap_blocks": 2},
+        {"journal_blocks": 1},
+        {"journal_blocks": 1025, "inode_start": 1026, "bitmap_start": 1282, "data_start": 1536},
         {"version": 2},
         {"block_size": 512},
     ],
@@ -101,6 +104,14 @@ def test_a_super_block_that_contradicts_itself_is_refused(change: dict[str, int]
     raw = dataclasses.replace(superblock(), **change).encode()
     with pytest.raises(CorruptionError):
         Superblock.decode(raw, 1 << 30)
+
+
+def test_as_many_inodes_as_have_no_number_are_refused() -> None:
+    sb = superblock(2 << 40, (1 << 32) - 1)
+    assert Superblock.decode(sb.encode(), sb.block_count) == sb
+    raw = dataclasses.replace(sb, inode_count=1 << 32).encode()
+    with pytest.raises(CorruptionError, match="inode count"):
+        Superblock.decode(raw, sb.block_count)
 
 
 def test_state_words_are_aligned_and_outside_of_the_super_block() -> None:
