@@ -5,9 +5,10 @@ ext4_orphan_cleanup().
 
 After a clean unmount the bitmap of the image is right and only the inode table is scanned. Else,
 with the journal undone, every block map is walked, which is what makes the bitmap right without
-journaling it. Damage that is met is returned as text, and the walk goes on: one damaged file must
-not take the others away. But what a damaged inode or map claims cannot be known completely: blocks
-that seem to be free may be in use, and nothing may be stored before fsck has found out.
+journaling it; so too where orphans are left. Damage that is met is returned as text, and the walk
+goes on: one damaged file must not take the others away. But what a damaged inode or map claims
+cannot be known completely: blocks that seem to be free may be in use, and nothing may be stored
+before fsck has found out.
 """
 
 from dataclasses import dataclass, field
@@ -66,6 +67,9 @@ def find_usage(image: Image, persist: Persist, sb: Superblock, *, clean: bool) -
                 rows["xattr_root"][owners].tolist(),
                 strict=True,
             )
+    if clean and usage.orphans:
+        # Rare, since an unmount frees them; nothing is freed before it is known to have one owner.
+        return find_usage(image, persist, sb, clean=False)
     for sector in table.bad:
         first = (sector * SECTOR_SIZE - sb.inode_start * BLOCK_SIZE) // INODE_SIZE
         usage.inodes[first : first + SECTOR_SIZE // INODE_SIZE] = True

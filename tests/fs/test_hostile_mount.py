@@ -58,15 +58,16 @@ def store_shared_tree(box: FsBox, data: int) -> int:
     return entry(first, TABLE) | 2 << HEIGHT_SHIFT
 
 
+@pytest.mark.parametrize("kind", ["files", "orphans of a clean image"])
 def test_nodes_that_many_files_share_are_walked_once(
-    make_box: type[FsBox], nodes_read: list[int], caplog: pytest.LogCaptureFixture
+    make_box: type[FsBox], nodes_read: list[int], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """Not once for each file: an image of 16 MiB has room for 3000 nodes and 1000 files."""
     box = make_box()
     root = store_shared_tree(box, box.fs.sb.data_end - 100)
     for ino in range(2, 2 + FILES):
-        store_file(box, ino, root)
-    box.crash()
+        store_file(box, ino, root, nlink=int(kind == "files"))
+    box.crash() if kind == "files" else box.remount()
     assert box.fs.must_not_change
     assert len(nodes_read) <= 1 + LEAVES + FILES
     assert "inode 3: blocks from" in caplog.text
@@ -113,3 +114,16 @@ def test_an_image_that_claims_a_long_journal_or_bitmap_takes_nothing_from_the_ho
     with pytest.raises(CorruptionError, match=region):
         FileSystem.mount(image, Persist(image, "memory"))
     assert image.allocated_bytes() == held
+
+
+def test_an_orphan_of_a_clean_image_does_not_take_the_blocks_of_a_file(
+    make_box: type[FsBox], caplog: pytest.LogCaptureFixture
+) -> None:
+    box = make_box()
+    file = box.file(b"f", b"precious")
+    store_file(box, file.ino + 1, file.map_root, nlink=0)
+    del file
+    box.remount()
+    assert "two owners" in caplog.text
+    assert box.fs.must_not_change
+    assert box.data(box.path(b"f")) == b"precious"
