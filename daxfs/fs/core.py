@@ -329,14 +329,18 @@ class Core:
     def report_corruption(self, error: CorruptionError | MediaError | str) -> None:
         """Log *error*, mark the image as one that fsck must see, and turn read-only if asked to.
 
-        The mark stays. What concerns only the data of a file is logged, once, and changes nothing.
-        Never fails.
+        The mark stays. What concerns only the data of a file is logged and changes nothing. Each
+        thing is logged once, however often programs come to it. Never fails.
         """
-        if isinstance(error, BadDataError):
-            self._log_bad_data(error)
-            return
         what = "the medium fails" if isinstance(error, MediaError) else "the image is damaged"
-        log.error("%s: %s", what, getattr(error, "strerror", error))
+        text = f"{what}: {getattr(error, 'strerror', error)}"
+        if text not in self._told:
+            if len(self._told) == TOLD_MAX:
+                self._told.clear()
+            self._told.add(text)
+            log.error("%s", text)
+        if isinstance(error, BadDataError):
+            return
         if self.options.remount_ro and not self.read_only:
             log.error("the mount is read-only from now on (errors=remount-ro)")
             self.read_only = self.must_not_change = True
@@ -347,11 +351,3 @@ class Core:
                 self.persist.fence()
         except MediaError as failure:
             log.error("the image cannot be marked as faulty: %s", failure.strerror)
-
-    def _log_bad_data(self, error: BadDataError) -> None:
-        text = str(error.strerror)
-        if text not in self._told:
-            if len(self._told) == TOLD_MAX:
-                self._told.clear()
-            self._told.add(text)
-            log.error("the medium fails: %s", text)

@@ -391,26 +391,35 @@ def _remove_dead(directory: str) -> None:
 
 
 async def _converse(stream: trio.SocketStream, answers: Answers) -> None:
-    """Answer the requests of one peer. A peer that goes away is no error."""
-    with contextlib.suppress(trio.BrokenResourceError, trio.TooSlowError, OSError):
-        async with stream:
-            allowed = _peer_uid(stream) in (0, os.geteuid())
-            buffer = bytearray()
-            while True:
-                with trio.fail_after(TIMEOUT_SECONDS):
-                    data = await stream.receive_some(REQUEST_MAX)
-                    if not data:
-                        return
-                    if not allowed:
-                        await stream.send_all(b'{"error": "permission denied"}\n')
-                        return
-                    buffer += data
-                    while (end := buffer.find(b"\n")) >= 0:
-                        line = bytes(buffer[:end])
-                        del buffer[: end + 1]
-                        answer = answer_line(line, answers.answer)
-                        await answers.settle()
-                        await stream.send_all(answer)
-                    if len(buffer) > REQUEST_MAX:
-                        await stream.send_all(b'{"error": "the request is too long"}\n')
-                        return
+    """Answer the requests of one peer. A peer that goes away is no error; no other notices one."""
+    try:
+        await _answer_all(stream, answers)
+    except (trio.BrokenResourceError, trio.TooSlowError, OSError):
+        pass
+    except Exception:
+        log.exception("a request to the control socket")
+
+
+async def _answer_all(stream: trio.SocketStream, answers: Answers) -> None:
+    """Answer the requests of one peer until it has no more."""
+    async with stream:
+        allowed = _peer_uid(stream) in (0, os.geteuid())
+        buffer = bytearray()
+        while True:
+            with trio.fail_after(TIMEOUT_SECONDS):
+                data = await stream.receive_some(REQUEST_MAX)
+                if not data:
+                    return
+                if not allowed:
+                    await stream.send_all(b'{"error": "permission denied"}\n')
+                    return
+                buffer += data
+                while (end := buffer.find(b"\n")) >= 0:
+                    line = bytes(buffer[:end])
+                    del buffer[: end + 1]
+                    answer = answer_line(line, answers.answer)
+                    await answers.settle()
+                    await stream.send_all(answer)
+                if len(buffer) > REQUEST_MAX:
+                    await stream.send_all(b'{"error": "the request is too long"}\n')
+                    return

@@ -316,7 +316,13 @@ class Evictor:
     def _serve(self, token: trio.lowlevel.TrioToken) -> None:
         """Invalidate batches until None comes."""
         while (batch := self._batches.get()) is not None:
-            self._done.append(self._evict(batch))
+            try:
+                outcome = self._evict(batch)
+            except Exception:
+                # Who waits for the batch must not wait for ever; the pages stay in the kernel.
+                log.exception("hole pages were not evicted")
+                outcome = _Outcome(0, [], 0)
+            self._done.append(outcome)
             if self._waiters:
                 try:
                     token.run_sync_soon(self._land, idempotent=True)

@@ -107,8 +107,10 @@ def is_dead(pid: int) -> bool:
                 re.search(rb"^(State:\t[ZX]|CoreDumping:\t1)", file.read(), re.MULTILINE)
                 is not None
             )
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
+    except OSError:  # no descriptor, no memory: who cannot look does not know
+        return False
 
 
 def _has_threads(pid: int) -> bool:

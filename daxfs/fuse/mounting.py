@@ -14,7 +14,6 @@ import os
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -200,7 +199,7 @@ def _escape(text: str) -> str:
 def _quietly(action: Callable[[], None]) -> tuple[str, Exception | None]:
     """Run *action*; what it and its child processes wrote to stderr, and how it failed."""
     failed: Exception | None = None
-    with tempfile.TemporaryFile() as capture:
+    with os.fdopen(os.memfd_create("stderr"), "w+b") as capture:
         stderr = os.dup(2)
         os.dup2(capture.fileno(), 2)
         try:
@@ -239,6 +238,18 @@ def abort(entry: MountEntry) -> None:
         if os.geteuid() == 0:
             libc = ctypes.CDLL(None, use_errno=True)
             libc.umount2(os.fsencode(place.mountpoint), UMOUNT_NOFOLLOW | MNT_FORCE)
+
+
+def open_abort(entry: MountEntry) -> int | None:
+    """A descriptor to write b"1" to, which does what ``abort`` does; None where there is none.
+
+    While the caller serves the mount it is certain whose connection that is; once the connection is
+    gone the descriptor stands for nothing.
+    """
+    try:
+        return os.open(f"/sys/fs/fuse/connections/{entry.minor}/abort", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
 
 
 def detach(entry: MountEntry, *, lazy: bool) -> None:

@@ -17,6 +17,7 @@ times, blocks), READ (atime), SETATTR, SETXATTR, changes of a directory, and evi
 
 import errno
 import itertools
+import logging
 import os
 import stat
 import time
@@ -46,6 +47,8 @@ from daxfs.fuse.poll import Poller
 from daxfs.ondisk.acl import XATTR_ACCESS
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.units import PAGE_SIZE
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -256,7 +259,10 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """FORGET, which has no answer and must not fail."""
         for ino, nlookup in inode_list:
-            self._fs.forget(ino, nlookup)
+            try:
+                self._fs.forget(ino, nlookup)
+            except Exception:
+                log.exception("FORGET of inode %d", ino)
             if ino in self._leaving:
                 self._leaving.discard(ino)
                 self._forgotten.unpark_all()

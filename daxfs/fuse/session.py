@@ -213,6 +213,8 @@ class Session:
         self._mountpoint = mountpoint
         self._poller = Poller(options.poll)
         self._ended = trio.Event()
+        self._abort: int | None = None
+        """The file that ends the connection, opened as long as it is certain whose it is."""
         self._patience = trio.CancelScope()
         """How long the end waits for programs and their data: until a second signal."""
 
@@ -226,28 +228,35 @@ class Session:
                 requests.handle,
                 cache_symlinks=self.options.atime != "strictatime",
             )
+            # From here to ``_signals``: none ends the process and leaves a dead mount behind.
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             entry = mounting.attach(operations, self._image_spec, self._mountpoint, self.options)
-            guard = Guard(entry.device, entry.mountpoint)
-            self.fs.trace.dev = (entry.major, entry.minor)
-            self.evictor.takes_ranges = lowlevel.takes_ranges()
-            missing = lowlevel.missing()
-            if missing is not None:
-                log.warning("%s", missing)
-            answers = Answers(
-                self.fs,
-                self.evictor,
-                self.options,
-                self._mountpoint,
-                operations.pages.take_back,
-            )
+            guard: Guard | None = None
             try:
+                self._abort = mounting.open_abort(entry)
+                guard = Guard(entry.device, entry.mountpoint)
+                self.fs.trace.dev = (entry.major, entry.minor)
+                self.evictor.takes_ranges = lowlevel.takes_ranges()
+                missing = lowlevel.missing()
+                if missing is not None:
+                    log.warning("%s", missing)
+                answers = Answers(
+                    self.fs,
+                    self.evictor,
+                    self.options,
+                    self._mountpoint,
+                    operations.pages.take_back,
+                )
                 trio.run(self._main, entry, operations, requests, server, answers, ready)
             except* OSError as group:
                 if not all(error.errno in _GONE for error in _leaves(group)):
                     raise
             finally:
                 self._leave(entry)
-                guard.end()
+                if guard is not None:
+                    guard.end()
+                if self._abort is not None:
+                    os.close(self._abort)
 
     async def _main(
         self,
@@ -269,8 +278,7 @@ class Session:
                 with self._poller.installed():
                     await pyfuse3.main(1, TASKS_MAX)
             finally:
-                # Nobody answers any more: whoever waits for an answer must not.
-                mounting.abort(entry)
+                self._end_connection(entry)
                 self._ended.set()
                 nursery.cancel_scope.cancel()
 
@@ -300,21 +308,26 @@ class Session:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         for each in _SIGNALS:
-            # What trio puts back when the loop ends: from there to a clean image nothing waits, and
-            # a signal must not end the process in between.
-            signal.signal(each, signal.SIG_IGN)
-        with trio.open_signal_receiver(*_SIGNALS) as signals:
-            task_status.started()
-            async with trio.open_nursery() as nursery:
-                asked = False
-                async for number in signals:
-                    if asked:
-                        log.warning("second signal: ending without waiting")
-                        self._patience.cancel()
-                    else:
-                        log.info("%s: unmounting", signal.Signals(number).name)
-                        nursery.start_soon(self._unmount_by_signal, entry, operations)
-                    asked = True
+            # What trio puts back. To ignore the signal would drop one that has come already.
+            signal.signal(each, lambda number, frame: None)
+        try:
+            with trio.open_signal_receiver(*_SIGNALS) as signals:
+                task_status.started()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+                async with trio.open_nursery() as nursery:
+                    asked = False
+                    async for number in signals:
+                        if asked:
+                            log.warning("second signal: ending without waiting")
+                            self._patience.cancel()
+                        else:
+                            log.info("%s: unmounting", signal.Signals(number).name)
+                            nursery.start_soon(self._unmount_by_signal, entry, operations)
+                        asked = True
+        finally:
+            # From here to a clean image nothing waits, and a signal must not end the process.
+            for each in _SIGNALS:
+                signal.signal(each, signal.SIG_IGN)
 
     async def _unmount_by_signal(self, entry: MountEntry, operations: Operations) -> None:
         """Unmount while the event loop goes on to serve what the kernel still has to write."""
@@ -326,7 +339,7 @@ class Session:
         pyfuse3.terminate()
 
     async def _unmount_everywhere(self, entry: MountEntry) -> None:
-        """Unmount all places where it is mounted; where one is in use, write its data first.
+        """Unmount all places where it is mounted, up to one that is in use, which is detached.
 
         What waits for an answer of the event loop is left to itself when this is cancelled: the
         loop ends then, and the connection with it.
@@ -340,24 +353,44 @@ class Session:
                     log.info("%s is in use: detaching it", place.mountpoint)
                 else:
                     log.warning("unmounting %s: %s", place.mountpoint, error)
-                try:
-                    sync = await trio.lowlevel.open_process(["sync", "-f", place.mountpoint])
-                    await sync.wait()
-                except OSError as failure:
-                    log.warning("%s: data may be lost: sync: %s", place.mountpoint, failure)
-                with contextlib.suppress(OSError):
-                    await trio.to_thread.run_sync(_detach, place, True, abandon_on_cancel=True)
+                await self._detach_used(place)
                 return
         # Another mount namespace may still hold it.
         with trio.move_on_after(END_SECONDS):
             await self._ended.wait()
 
+    async def _detach_used(self, place: MountEntry) -> None:
+        """Have the kernel write what programs have stored, then detach *place* lazily."""
+        is_synced = False
+        try:
+            sync = await trio.lowlevel.open_process(["sync", "-f", place.mountpoint])
+            await sync.wait()
+            is_synced = True
+        except OSError as error:
+            log.warning("ending when the programs do that use it: sync cannot be run: %s", error)
+        with contextlib.suppress(OSError):
+            await trio.to_thread.run_sync(_detach, place, True, abandon_on_cancel=True)
+        if not is_synced:
+            await self._ended.wait()
+
+    def _end_connection(self, entry: MountEntry) -> None:
+        """Nobody answers any more: whoever waits for an answer must not."""
+        if self._abort is None:
+            mounting.abort(entry)
+            return
+        with contextlib.suppress(OSError):
+            os.write(self._abort, b"1")
+
     def _leave(self, entry: MountEntry) -> None:
         """After the event loop: leave neither a mount nor a session.
 
-        It is mounted still where the connection was aborted or an error has ended the loop.
+        It is mounted still where the connection was aborted or an error has ended the loop. A mount
+        that lives is another one, which has got the number and the place of this one.
         """
+        self._end_connection(entry)
         for place in reversed(same_filesystem(entry)):
+            if self._abort is not None and not mounting.is_dead(place):
+                continue
             try:
                 mounting.detach(place, lazy=True)
             except OSError as error:

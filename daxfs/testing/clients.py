@@ -242,7 +242,7 @@ class Writer:
             if kind != "allocate":
                 model.zero(rest[0], end)
             if kind != "punch" and not rest[2]:
-                model.put(max(end, model.size), pattern(0, 0))
+                model.put(end, pattern(0, 0))
 
     def cut(self, operation: Operation) -> bool:
         """See Client."""

@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -248,6 +249,62 @@ def test_second_signal_ends_a_mount_whose_data_are_being_written(
         mount.signal(signal.SIGTERM)
         mount.wait_stopped()
     mount.fsck()
+
+
+def test_stored_data_survive_the_signal_of_a_daemon_that_cannot_run_sync(
+    make_mount: MakeMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_root: None
+) -> None:
+    for word in ("sh", "grep", "timeout", "head"):  # for the watchdog of the test
+        (tmp_path / word).symlink_to(shutil.which(word) or word)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        mount = make_mount("dax=never")
+    mount.expect_log("sync cannot be run")
+    with opened(mount.path / "f", os.O_CREAT | os.O_RDWR) as fd:
+        os.ftruncate(fd, 1 << 20)
+        with mmap.mmap(fd, 1 << 20) as memory:
+            mount.signal(signal.SIGTERM)
+            assert wait_until(lambda: mount_minor(mount.path) is None, 20)
+            memory[:] = b"x" * (1 << 20)
+    mount.wait_stopped()
+    mount.start()
+    assert (mount.path / "f").read_bytes() == b"x" * (1 << 20)
+
+
+def test_signal_while_it_is_mounted_leaves_no_dead_mount(
+    make_mount: MakeMount, as_root: None
+) -> None:
+    mount = make_mount()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        mount.stop()
+        mount.start()  # returns as soon as the mount is there, before it is served
+        mount.signal(number)
+        mount.wait_stopped()
+        mount.start()
+
+
+def test_daemon_that_ends_late_leaves_the_next_mount_there_alone(
+    make_mount: MakeMount, as_root: None
+) -> None:
+    """The kernel gives the number of the old mount to the new one."""
+    old = make_mount(image=":memory:", size="16M")
+    process = old.process
+    minor = mount_minor(old.path)
+    assert process is not None
+    if not Path(f"/sys/fs/fuse/connections/{minor}").exists():
+        pytest.skip("/sys/fs/fuse/connections is not mounted")
+    old.signal(signal.SIGSTOP)
+    try:
+        run(["umount", "-l", old.path])
+        daxfs("mount", "--size", "16M", ":memory:", old.path)
+        assert mount_minor(old.path) == minor
+        (old.path / "f").write_text("alive")
+    finally:
+        old.signal(signal.SIGCONT)
+    process.wait(30)
+    assert (old.path / "f").read_text() == "alive"
+    daxfs("umount", old.path)
+    old.wait_stopped()
 
 
 def _children(pid: int) -> list[tuple[str, str]]:

@@ -96,6 +96,15 @@ def test_growth_that_is_pending_may_be_cut_anywhere() -> None:
     assert model.check(b"aab") is not None
 
 
+def test_an_allocation_before_the_end_makes_no_pending_size_certain() -> None:
+    """dax=never: the kernel keeps the size of what it has not written to itself."""
+    writer = Writer(Path("none"), 1 << 20)
+    writer.apply(["write", 0, 100, 1], "cached")
+    writer.apply(["allocate", 10, 5, False], "cached")
+    assert writer.model.check(bytes(15)) is None
+    assert writer.model.check(bytes(14)) is not None
+
+
 # --- the notes --------------------------------------------------------------------------------
 
 
