@@ -1,6 +1,5 @@
 """One check of an image, from the first pass to the last."""
 
-import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -65,14 +64,13 @@ def is_marked_clean(image: Image) -> bool:
     """
     report = Report(False, lambda line: None)
     superblock.check(image, report, None)
-    state = int(struct.unpack("<Q", image.pread(layout.STATE_OFFSET, 8))[0])
+    state = _state(image)
     return state == layout.STATE_CLEAN and not report.left
 
 
 def _run(image: Image, report: Report, persist: Persist | None, progress: Progress) -> Context:
     badblocks.check(image, report, persist)
-    raw, _ = image.pread_around(layout.STATE_OFFSET, 8)
-    state = int(struct.unpack("<Q", raw)[0])
+    state = _state(image)
     sb = superblock.check(image, report, persist)
     view = View(image)
     superblock.recover(image, sb, report, persist, view)
@@ -83,6 +81,12 @@ def _run(image: Image, report: Report, persist: Persist | None, progress: Progre
     links.check(context)
     bitmap.check(context, state)
     return context
+
+
+def _state(image: Image) -> int:
+    """The state word; 0, which no writer stores, if it cannot be read."""
+    raw, _ = image.pread_around(layout.STATE_OFFSET, 8)
+    return int.from_bytes(raw, "little")
 
 
 def _summary(image: Image, context: Context) -> str:

@@ -102,7 +102,8 @@ class View:
     """The bytes of an image as they are after the repairs, made or not: what the passes read.
 
     A check that may not write stores here, in copies of the pages that it changes. What lies in
-    bad blocks reads as zeroes; *lost* is told of each such sector once, and may store to it.
+    bad blocks reads as zeroes; *lost* is told of each such sector once, and may store to it. One
+    that is stored to as a whole is good.
     """
 
     def __init__(self, image: Image) -> None:
@@ -158,6 +159,8 @@ class View:
 
     def store(self, offset: int, data: bytes) -> None:
         """Have *data* read at *offset* from now on; the image stays as it is."""
+        end = offset + len(data)
+        self._lost.update(range(-(-offset // SECTOR_SIZE), end // SECTOR_SIZE))
         position = 0
         while position < len(data):
             page, within = divmod(offset + position, PAGE_SIZE)
@@ -177,8 +180,13 @@ class View:
 
 
 def mark_damaged(persist: Persist) -> None:
-    """Have the image ask for a check, whatever happens to this one."""
-    if persist.load_u64(layout.STATE_OFFSET) != layout.STATE_ERROR:
+    """Have the image ask for a check, whatever happens to this one.
+
+    One whose state cannot be read does so already. It stays so until the journal is empty: the
+    number that lies beside the state tells which entries there are to be undone.
+    """
+    raw, bad = persist.image.pread_around(layout.STATE_OFFSET, 8)
+    if not bad and int.from_bytes(raw, "little") != layout.STATE_ERROR:
         persist.store_u64(layout.STATE_OFFSET, layout.STATE_ERROR)
         persist.flush(layout.STATE_OFFSET, 8)
         persist.fence()

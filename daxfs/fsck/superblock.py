@@ -116,6 +116,7 @@ def _abandon(
     if persist is None:
         view.store(layout.STATE_OFFSET, words)
         return
+    mark_damaged(persist)
     start, length = sb.journal_start * BLOCK_SIZE, sb.journal_blocks * BLOCK_SIZE
     persist.fill(start, length)
     persist.flush(start, length)

@@ -201,6 +201,15 @@ def test_preening_leaves_the_rest_to_a_person(image: Path) -> None:
     assert image.read_bytes() == before
 
 
+def test_preening_leaves_a_state_that_cannot_be_read_to_a_person(image: Path) -> None:
+    assert CliRunner().invoke(main, ["badblocks", "add", str(image), "2"]).exit_code == 0
+    result = fsck("-p", image)
+    assert result.exit_code == 4
+    assert "repair them with 'daxfs fsck -y'" in result.stdout
+    assert fsck("-y", image).exit_code == 1
+    assert fsck("-p", image).exit_code == 0
+
+
 @pytest.mark.parametrize("options", ["-ny", "-np", "-ya"])
 def test_options_that_exclude_each_other(image: Path, options: str) -> None:
     result = fsck(options, image)

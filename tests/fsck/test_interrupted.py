@@ -14,11 +14,15 @@ from damages import CASES, Case
 
 from daxfs.errors import FsckExit
 from daxfs.fsck import checker
+from daxfs.ondisk.layout import STATE_ERROR, STATE_OFFSET
+from daxfs.pmem.badblocks import TABLE_OFFSET, TABLE_SIZE
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Domain, Persist
 from daxfs.units import PAGE_SIZE
 
 LINE = 64
+TABLE = range(TABLE_OFFSET, TABLE_OFFSET + TABLE_SIZE)
+"""The bad blocks are the medium's: they are mended one by one, whatever the filesystem's state."""
 Step = tuple[str, int, bytes | int]
 """("store", offset, data), ("flush", offset, length) or ("fence", 0, 0)"""
 
@@ -70,6 +74,13 @@ class Replay:
         said: list[str] = []
         code = checker.check_image(self.image, repair=repair, say=said.append)
         return code, "\n".join(said)
+
+    @property
+    def asks_for_a_check(self) -> bool:
+        """Whether the state word says that the image is faulty, or cannot be read."""
+        self.image.read_badblocks()
+        raw, bad = self.image.pread_around(STATE_OFFSET, 8)
+        return bool(bad) or int.from_bytes(raw, "little") == STATE_ERROR
 
     def state(self) -> int:
         """A number that stands for the present state."""
@@ -149,6 +160,10 @@ def test_a_repair_that_is_cut_off_can_be_repeated(
                 replay.store(offset, data)
             if replay.state() not in known:
                 known.add(replay.state())
+                filesystem = [offset for offset, _ in stores if offset not in TABLE]
+                if filesystem and not replay.asks_for_a_check:
+                    code, text = replay.fsck(repair=False)
+                    assert code == FsckExit.CLEAN, f"{name} is not marked: {text}"
                 code, text = replay.fsck(repair=True)
                 assert code in (FsckExit.CLEAN, FsckExit.CORRECTED), f"{name}: {text}"
                 code, text = replay.fsck(repair=False)

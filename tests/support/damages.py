@@ -16,7 +16,8 @@ from daxfs.journal.undo import ENTRY_HEADER, checksum_seed, entry_checksum
 from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, ROOT_INO
 from daxfs.ondisk.mapentry import HEIGHT_SHIFT, HUGE, TABLE, UNWRITTEN, block_of, entry
-from daxfs.pmem.badblocks import TABLE_OFFSET
+from daxfs.pmem.badblocks import COUNT_BITS, MAGIC, TABLE_OFFSET
+from daxfs.units import SECTOR_SIZE
 
 Damage = Callable[[Damaged], None]
 
@@ -129,6 +130,36 @@ def table_of_bad_blocks(image: Damaged) -> None:
     """Its slots are empty, outside of the image, and in the table."""
     slots = [10 << 16, 1 << 40, (4 << 16) + 1]
     image.poke(TABLE_OFFSET, b"badblks\0" + struct.pack("<3Q", *slots))
+
+
+_STATE: Final = layout.STATE_OFFSET // SECTOR_SIZE
+_BACKUP: Final = (SIZE - BLOCK_SIZE) // SECTOR_SIZE
+
+
+def bad_blocks(*sectors: int) -> Damage:
+    """These sectors cannot be read."""
+
+    def damage(image: Damaged) -> None:
+        slots = [sector << COUNT_BITS | 1 for sector in sectors]
+        image.poke(TABLE_OFFSET, struct.pack(f"<{1 + len(slots)}Q", MAGIC, *slots))
+
+    damage.__name__ = f"bad_blocks_{'_'.join(map(str, sectors))}"
+    return damage
+
+
+def state_bad_and_super_flipped(image: Damaged) -> None:
+    bad_blocks(_STATE)(image)
+    super_checksum(image)
+
+
+def state_bad_and_backup_flipped(image: Damaged) -> None:
+    bad_blocks(_STATE)(image)
+    backup(image)
+
+
+def journal_bad_and_dirty(image: Damaged) -> None:
+    bad_blocks(image.sb.journal_start * BLOCK_SIZE // SECTOR_SIZE)(image)
+    image.poke_word(layout.STATE_OFFSET, layout.STATE_DIRTY)
 
 
 def journal_of_several(image: Damaged) -> None:
@@ -935,6 +966,13 @@ CASES: Final = [
     Case(state_word, "its state .* is not known"),
     Case(bitmap_checksum_high, "the block bitmap's checksum is wrong"),
     Case(table_of_bad_blocks, "the table of bad blocks: slots that are not legal: 3"),
+    Case(bad_blocks(_STATE), "cannot be undone: empty it"),
+    Case(bad_blocks(0, _STATE), "cannot be undone: empty it"),
+    Case(bad_blocks(0, 1, _STATE, 3), "cannot be undone: empty it"),
+    Case(bad_blocks(_BACKUP, _STATE), "cannot be undone: empty it"),
+    Case(state_bad_and_super_flipped, "restore the super block from its backup"),
+    Case(state_bad_and_backup_flipped, "the backup of the super block is damaged"),
+    Case(journal_bad_and_dirty, "cannot be undone: empty it"),
     Case(journal_of_several, "ranges in the journal: 4"),
     Case(file_too_short, "data behind the end at byte 5: make it 81920"),
     Case(chunk_behind_end, "data behind the end at byte 0: make it 4194304"),
