@@ -11,6 +11,7 @@ Invariants
 """
 
 import dataclasses
+import os
 import stat
 from typing import Final
 
@@ -298,6 +299,7 @@ def _make_root(context: Context) -> None:
     context.report.problem("the root directory is missing", "make an empty one")
     row = InodeRow.blank(ROOT_INO, 1)
     row.mode = stat.S_IFDIR | 0o755
+    row.uid, row.gid = os.geteuid(), os.getegid()
     row.nlink = 2
     row.parent = ROOT_INO
     context.inodes[ROOT_INO] = row

@@ -1,7 +1,7 @@
 """lost+found: a name for what has none any more.
 
-Made on first use, below the root, with mode 0700. What is found there is called ``#`` and its inode
-number.
+Made on first use, below the root and with its owner, with mode 0700. What is found there
+is called ``#`` and its inode number.
 
 Invariant: a record is complete and durable before the word that makes it one; only in a block that
 was all zeroes, where nothing else can stand, they may come together.
@@ -76,6 +76,7 @@ class LostFound:
         row = InodeRow.unpack(ino, context.read(context.sb.inode_offset(ino), layout.INODE_SIZE))
         row = InodeRow.blank(ino, row.generation + 1 & 0xFFFFFFFF)
         row.mode = stat.S_IFDIR | 0o700
+        row.uid, row.gid = root.uid, root.gid
         row.nlink = 2
         row.parent = ROOT_INO
         context.inodes[ino] = row

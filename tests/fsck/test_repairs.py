@@ -18,6 +18,7 @@ from damages import (
     name_twice,
     node_as_only_page,
     parent,
+    root_missing,
     super_magic,
     xattr_magic,
 )
@@ -97,6 +98,25 @@ def test_lost_files_are_found_by_their_number(damaged: Damaged) -> None:
     assert after[f"lost+found/#{sub}/deep"] == before["folder/sub/deep"]
     assert after[f"lost+found/#{one}"] == before["one"]
     assert stat.S_IMODE(after["lost+found"][0]) == 0o700
+
+
+def test_lost_and_found_belongs_to_who_owns_the_root(damaged: Damaged) -> None:
+    damaged.change("", uid=1000, gid=1001)
+    file_lost(damaged)
+    assert damaged.fsck("-y")[0] == 1
+    home = damaged.listing()["lost+found"]
+    assert (home.uid, home.gid) == (1000, 1001)
+
+
+def test_a_new_root_belongs_to_who_makes_it(
+    damaged: Damaged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("os.getegid", lambda: 1001)
+    root_missing(damaged)
+    assert damaged.fsck("-y")[0] == 1
+    after = damaged.listing()
+    assert {(after[path].uid, after[path].gid) for path in ("", "lost+found")} == {(1000, 1001)}
 
 
 def test_a_whole_directory_full_of_files_fits_into_lost_and_found(damaged: Damaged) -> None:
