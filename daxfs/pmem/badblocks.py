@@ -154,8 +154,10 @@ class BadBlocks:
         for index, slot in enumerate(self._slots):
             first, count = slot >> COUNT_BITS, slot & COUNT_MAX
             end = first + count
-            if not slot or end <= run.first or run.end <= first:
+            if end <= run.first or run.end <= first:
                 continue
+            if not is_legal(Sectors(first, count), self._size):
+                continue  # a part of it might be, and good sectors would become bad
             left, right = max(0, run.first - first), max(0, end - run.end)
             if left and right:
                 ends.append(Sectors(run.end, right))

@@ -264,6 +264,19 @@ def test_slots_that_say_nonsense_count_for_nothing_and_are_told(
     assert bad(image) == {100}
 
 
+def test_what_is_cleared_makes_no_part_of_a_slot_that_is_nonsense_legal(
+    image: Image, persist: Persist
+) -> None:
+    persist.add_badblocks(Sectors(1900, 1))
+    last = SIZE // SECTOR
+    for index, run in enumerate([Sectors(1800, last - 1800 + 1), Sectors(0, 1000)]):
+        persist.store_u64(TABLE_OFFSET + 8 * (10 + index), run.first << 16 | run.count)
+    assert bad(image) == {1900}
+    persist.store(1900 * SECTOR, bytes(SECTOR))
+    persist.clear_badblocks(Sectors(20, 1))
+    assert bad(image) == set()
+
+
 def test_bytes_without_the_word_in_front_are_no_table(image: Image, persist: Persist) -> None:
     persist.fill(TABLE_OFFSET, TABLE_SIZE, 0x11)
     assert not image.read_badblocks()
