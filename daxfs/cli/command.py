@@ -10,6 +10,7 @@ errors, units); trio, pyfuse3, numpy and the layers are imported inside the comm
 """
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -127,6 +128,10 @@ class Group(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
+        for stream in (sys.stdout, sys.stderr):
+            # A name that the locale has no letters for must not end a repair in the middle.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             with failures("daxfs", ExitCodes()):
                 result = super().main(

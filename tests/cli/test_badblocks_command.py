@@ -6,9 +6,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from daxfs.cli.main import main
+from daxfs.fs.namei import Cred
+from daxfs.fs.super import FileSystem
+from daxfs.mkfs.format import format_image
 from daxfs.ondisk.layout import BLOCK_SIZE, SUPER_SIZE
 from daxfs.pmem.badblocks import TABLE_OFFSET
 from daxfs.pmem.image import Image
+from daxfs.pmem.persist import Persist
 
 
 def badblocks(*arguments: str | Path) -> Result:
@@ -91,3 +95,24 @@ def test_a_range_to_be_cleared_may_reach_over_the_table(image: Path) -> None:
         assert badblocks("add", image, sector).exit_code == 0
     assert badblocks("clear", image, "0", "2048").exit_code == 0
     assert listed(image) == ""
+
+
+def test_names_and_labels_cannot_command_a_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    label = "x\x1b[2J\nUUID  fake"
+    with Image.create(str(path), 1 << 20) as opened:
+        format_image(opened, label=label)
+        persist = Persist(opened, "memory")
+        fs = FileSystem.mount(opened, persist)
+        file = fs.create(fs.root, b"a\x1b[2J\nb\xff", 0o644, Cred(0, 0))
+        fs.write(file, 0, bytes(4096))
+        sector = next(iter(fs.extents(file))).block * 8
+        fs.unmount()
+        persist.close()
+    assert badblocks("add", path, sector).exit_code == 0
+    for words in (["badblocks", "list", path], ["info", path]):
+        result = CliRunner().invoke(main, list(map(str, words)))
+        assert result.exit_code == 0
+        assert "\\x1b[2J\\n" in result.stdout
+        assert "\x1b" not in result.stdout
+        assert "\nUUID  fake" not in result.stdout

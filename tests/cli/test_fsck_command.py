@@ -262,6 +262,29 @@ def test_a_repair_can_be_interrupted(lost: Path) -> None:
     assert fsck("-n", lost).exit_code == 0
 
 
+def test_a_name_that_the_locale_cannot_show_does_not_end_a_repair(image: Path) -> None:
+    name = "\u65e5\u672c".encode()
+    with Image.open(str(image)) as opened:
+        persist = Persist(opened, "memory")
+        fs = FileSystem.mount(opened, persist)
+        fs.create(fs.root, name, 0o644, Cred(0, 0))
+        block = next(iter(fs.extents(fs.root))).block
+        fs.unmount()
+        at = block * 4096 + bytes(opened.mem[block * 4096 : (block + 1) * 4096]).index(name)
+        persist.store(at - 1, b"\4")
+        persist.close()
+    run = subprocess.run(
+        [sys.executable, "-m", "daxfs", "fsck", "-y", image],
+        capture_output=True,
+        env=environment() | {"PYTHONIOENCODING": "latin-1"},
+        timeout=60,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (1, b"")
+    assert b"'\\u65e5\\u672c' has type 4" in run.stdout
+    assert fsck("-n", image).exit_code == 0
+
+
 HURRY = """
 import daxfs.cli.fsck
 daxfs.cli.fsck._BAR_AFTER_S = daxfs.cli.fsck._BAR_EVERY_S = 0
