@@ -3,6 +3,8 @@
 Invariants
 - An inode of a known type is kept, whatever is wrong with a part of it: that part is mended or cut
   out. Only a symbolic link without a target is not.
+- Of an inode whose checksum is wrong the type and the link count may be the very damage: it is
+  taken for a file or a directory where its type cannot have what it holds, and never for deleted.
 - What is whole has the first claim to its blocks: inodes whose checksum is wrong come behind all
   others, and get no copies of what others have.
 - While blocks are copied, ``used`` holds all that some tree points to. No node is changed before
@@ -23,6 +25,7 @@ from daxfs.fsck.context import NO_RUNS, Context, InodeRow
 from daxfs.ondisk import layout
 from daxfs.ondisk.itable import scan_inodes
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_SIZE, ROOT_INO
+from daxfs.ondisk.mapentry import HEIGHT_MAX, PRESENT, block_of, root_height
 
 _TYPES: Final = {
     stat.S_IFREG: "file",
@@ -77,6 +80,8 @@ def _inode(context: Context, ino: int, raw: bytes, waiting: "list[_Check] | None
     """
     row = InodeRow.unpack(ino, raw)
     is_whole = waiting is not None
+    if not is_whole and ino != ROOT_INO:
+        _restore_type(context, row)
     is_known = not row.mode & ~_MODE_MASK and stat.S_IFMT(row.mode) in _TYPES
     if ino == ROOT_INO and row.map_root and not (is_known and row.is_directory):
         context.report.problem(f"the root directory has mode {row.mode:#o}", "make it a directory")
@@ -97,6 +102,28 @@ def _inode(context: Context, ino: int, raw: bytes, waiting: "list[_Check] | None
         waiting.append(check)
     else:
         check.finish()
+
+
+def _restore_type(context: Context, row: InodeRow) -> None:
+    """Keep what the damaged *row* points to, if its type cannot have contents like these.
+
+    A directory is told by its ``..``; anything else is taken for a file.
+    """
+    kind = stat.S_IFMT(row.mode)
+    height, block = root_height(row.map_root), block_of(row.map_root)
+    if not row.map_root & PRESENT or height > HEIGHT_MAX or not context.sb.is_data_block(block):
+        return
+    if not row.mode & ~_MODE_MASK and kind in (stat.S_IFREG, stat.S_IFDIR):
+        return
+    may_be_link = kind == stat.S_IFLNK and not height and 1 <= row.size <= layout.SYMLINK_MAX
+    if may_be_link and b"\0" not in context.read(block * BLOCK_SIZE, row.size):
+        return
+    kind, mode = (stat.S_IFDIR, 0o700) if row.parent else (stat.S_IFREG, 0o600)
+    context.report.problem(
+        f"inode {row.ino}: mode {row.mode:#o} does not fit its contents",
+        f"make it a {_TYPES[kind]}",
+    )
+    row.mode = kind | (stat.S_IMODE(row.mode) or mode)
 
 
 def _free_inode(context: Context, row: InodeRow, is_whole: bool) -> None:
@@ -200,6 +227,9 @@ class _Check:
     def _fields(self) -> None:
         row = self.row
         kind = stat.S_IFMT(row.mode)
+        if not self.is_whole and not row.nlink:
+            self._note("the link count is 0", "take it for one that was not deleted")
+            row.nlink = 1
         if row.flags & ~_FLAGS_KNOWN:
             self._note(f"flags {row.flags:#x} are not known", "drop the unknown ones")
             row.flags &= _FLAGS_KNOWN

@@ -15,6 +15,7 @@ from damages import (
     file_lost,
     folder_lost,
     journal,
+    links_flipped_and_folder_lost,
     name_twice,
     node_as_only_page,
     parent,
@@ -166,6 +167,13 @@ def test_a_name_that_lost_and_found_has_already_is_left_alone(damaged: Damaged) 
     after = damaged.tree()
     assert stat.S_ISLNK(after[f"lost+found/{name.decode()}"][0])
     assert after[f"lost+found/{name.decode()}_"] == before["one"]
+
+
+def test_a_lost_file_whose_link_count_is_damaged_is_not_freed(damaged: Damaged) -> None:
+    before = damaged.tree()
+    links_flipped_and_folder_lost(damaged)
+    assert damaged.fsck("-y")[0] == 1
+    assert damaged.tree()[f"lost+found/#{damaged.numbers['one']}"] == before["one"]
 
 
 def test_two_owners_of_one_block_get_one_each(damaged: Damaged) -> None:

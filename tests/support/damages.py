@@ -198,6 +198,23 @@ def mode_bits(image: Damaged) -> None:
     image.change("one", mode=stat.S_IFREG | 0o644 | 1 << 20)
 
 
+def type_flipped(path: str, mode: int) -> Damage:
+    """The mode is another one, and so the checksum is wrong."""
+
+    def damage(image: Damaged) -> None:
+        offset = image.sb.inode_offset(image.numbers[path])
+        image.poke(offset, struct.pack("<I", mode))
+
+    damage.__name__ = f"{path}_becomes_{mode:o}"
+    return damage
+
+
+def links_flipped_and_folder_lost(image: Damaged) -> None:
+    """A damaged link count of a file whose name is lost: it was not deleted."""
+    image.poke(image.sb.inode_offset(image.numbers["one"]) + 12, bytes(4))
+    image.poke(image.record("", b"one"), bytes(4))
+
+
 def free_row(image: Damaged) -> None:
     image.poke(image.sb.inode_offset(image.sb.inode_count) + 8, b"junk")
 
@@ -898,6 +915,15 @@ CASES: Final = [
     Case(inode_garbage, "no known type: clear it", "one"),
     Case(unknown_type, "mode 0o70644 is of no known type", "one"),
     Case(mode_bits, "no known type", "one"),
+    Case(type_flipped("file", stat.S_IFSOCK | 0o644), "does not fit its contents: make it a file"),
+    Case(type_flipped("file", stat.S_IFLNK | 0o644), "does not fit its contents: make it a file"),
+    Case(type_flipped("one", stat.S_IFLNK | 0o644), "does not fit its contents: make it a file"),
+    Case(type_flipped("big", 0o110644), "does not fit its contents: make it a file"),
+    Case(type_flipped("one", 0), "does not fit its contents: make it a file", "one"),
+    Case(type_flipped("folder", stat.S_IFBLK | 0o755), "contents: make it a directory"),
+    Case(type_flipped("many", stat.S_IFSOCK | 0o755), "contents: make it a directory"),
+    Case(type_flipped("folder", 0o050755), "contents: make it a directory"),
+    Case(links_flipped_and_folder_lost, "is in no directory: move it to lost.found", "LOST one"),
     Case(free_row, "free, but its row is damaged"),
     Case(flags, "flags 0x8001 are not known", "one"),
     Case(device_number, "a file with a device number"),
