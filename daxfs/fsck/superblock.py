@@ -49,7 +49,7 @@ def _from_backup(
         is_ours = int.from_bytes(primary[:8], "little") == layout.MAGIC
         code = FsckExit.UNCORRECTED if is_ours else FsckExit.OPERATIONAL
         raise CommandError(
-            f"{image.path}: {error.strerror}, and there is no backup of it", code
+            f"{image.path}: no backup of the super block: {error.strerror}", code
         ) from None
     _features(sb, persist)
     report.problem(str(error.strerror), "restore the super block from its backup")

@@ -176,7 +176,9 @@ class Superblock:
             raise CorruptionError("the super block's regions overlap or are out of order")
         if self.block_count > image_blocks:
             raise CorruptionError(
-                f"the image is cut off: {image_blocks} blocks of {self.block_count} are there"
+                f"the image is cut off: {image_blocks} blocks of {self.block_count} are there: "
+                f"'truncate -s {self.block_count * BLOCK_SIZE}' and then 'daxfs fsck -y' may save "
+                "the rest"
             )
         table = min(self.inode_blocks * INODES_PER_BLOCK, INODES_MAX)
         if not 1 <= self.inode_count <= table:

@@ -119,6 +119,10 @@ def test_an_image_cut_off_is_damage_that_is_left(image: Path) -> None:
     result = fsck("-y", image)
     assert result.exit_code == 4
     assert "the image is cut off: 128 blocks of 256 are there" in result.stderr
+    assert "'truncate -s 1048576' and then 'daxfs fsck -y' may save the rest" in result.stderr
+    os.truncate(image, 1048576)
+    assert fsck("-y", image).exit_code == 1
+    assert fsck("-n", image).exit_code == 0
 
 
 def test_unknown_features_are_refused(image: Path) -> None:
