@@ -60,7 +60,7 @@ class Fault:
 
 @dataclass(slots=True)
 class Tree:
-    """What a walk has found: data in runs, the blocks of nodes as runs too, and the faults.
+    """What a walk has found: data in ascending runs, the blocks of nodes, and the faults.
 
     *root* is the root entry as it should be.
     """
@@ -296,7 +296,7 @@ class _Walk:
             blocks = np.array(self.node_blocks, np.int64)
             none = np.zeros_like(blocks)
             nodes = Runs(none, blocks, none + 1, none != 0)
-        return Tree(root, _concatenate(self.parts), nodes, self.faults, self.is_shared)
+        return Tree(root, _concatenate(self.parts).sorted(), nodes, self.faults, self.is_shared)
 
     def _root(self, root: int) -> int:
         """Walk from the root entry *root* on; what it should be."""
@@ -352,7 +352,7 @@ class _Walk:
         slots, flags, blocks, sizes = found.slots, found.flags, found.blocks, found.sizes
         pgoffs = base + (slots << NODE_SHIFT * level)
         good = found.good & (pgoffs + sizes <= self.rules.max_pages)
-        named = blocks.copy()
+        named = np.where(sizes > 1, 0, blocks)
         taken = self._take(blocks, sizes, good)
         mine = len(self.faults)
         is_double = False
@@ -398,7 +398,8 @@ class _Walk:
     ) -> None:
         """Deal with the entries that are True in *double*, whose blocks others have.
 
-        Those that get copies have them in *blocks* then, the others 0 there.
+        Those that get copies have them in *blocks* then, the others 0 there. A chunk for a copy of
+        which there is no room gets a leaf instead, and 1 in *sizes*.
         """
         if self.share:
             self.is_shared |= bool(double.any())
@@ -409,11 +410,16 @@ class _Walk:
         for index in double.nonzero()[0].tolist() if self.own is not None else ():
             if not self.context.can_copy:
                 break
-            copy = self._copy(int(blocks[index]), int(sizes[index]))
+            block, size = int(blocks[index]), int(sizes[index])
+            flags = int(values[index]) & FLAGS_MASK
+            copy = self._copy(block, size)
+            if copy is None and size > 1:
+                copy, flags, sizes[index] = self._split(block, flags), PRESENT | TABLE, 1
             if copy is not None:
                 blocks[index], copied[index] = copy, True
-                value = int(values[index]) & FLAGS_MASK | copy << PAGE_SHIFT
-                stores.append((node * BLOCK_SIZE + 8 * int(slots[index]), value))
+                stores.append(
+                    (node * BLOCK_SIZE + 8 * int(slots[index]), copy << PAGE_SHIFT | flags)
+                )
         blocks[double & ~copied] = 0
         text = "point to blocks in use already"
         self._fault(node, pgoffs[copied], text, "copy these", stores, is_loss=False, is_copy=True)
@@ -424,6 +430,18 @@ class _Walk:
         if self.own is None or block in self.path:
             return None
         return self.context.copy_blocks(block, count)
+
+    def _split(self, chunk: int, flags: int) -> int | None:
+        """A new leaf for the pages of *chunk*, which is still to be walked; None: no room.
+
+        So those that nobody else has stay where they are, and need no room.
+        """
+        leaf = self.context.take_free(1)
+        if leaf is not None:
+            pages = np.arange(chunk, chunk + PMD_PAGES, dtype=ENTRY_DTYPE)
+            entries = pages << PAGE_SHIFT | PRESENT | flags & UNWRITTEN
+            self.context.store(leaf * BLOCK_SIZE, entries.tobytes())
+        return leaf
 
     def _take(self, blocks: _Array, sizes: _Array, good: _Array) -> _Array:
         """Take those of *blocks* that are *good* and free; True for each that was taken."""

@@ -92,6 +92,13 @@ class Runs:
             np.append(self.unwritten, False),
         )
 
+    def sorted(self) -> "Runs":
+        """These runs in ascending order of their pages."""
+        order = np.argsort(self.pgoffs, kind="stable")
+        return Runs(
+            self.pgoffs[order], self.blocks[order], self.counts[order], self.unwritten[order]
+        )
+
 
 NO_RUNS: Final = Runs(
     np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_)
@@ -323,7 +330,7 @@ class Context:
 
     def allocate(self) -> int:
         """A free block, now in use and durably zeroed; the caller knows that there is one."""
-        block = self._take_free(1)
+        block = self.take_free(1)
         assert block is not None
         self.store(block * BLOCK_SIZE, bytes(BLOCK_SIZE))
         self.fence()
@@ -344,7 +351,7 @@ class Context:
         """
         if self._copied == 0:
             self._copied_max = int(np.count_nonzero(self.used))
-        target = self._take_free(count) if self._copied + count <= self._copied_max else None
+        target = self.take_free(count) if self._copied + count <= self._copied_max else None
         if target is None:
             return None
         self._copied += count
@@ -355,8 +362,8 @@ class Context:
             self.store(target * BLOCK_SIZE, self.read(block * BLOCK_SIZE, count * BLOCK_SIZE))
         return target
 
-    def _take_free(self, count: int) -> int | None:
-        """Take a free block, or an aligned run of *count* of them."""
+    def take_free(self, count: int) -> int | None:
+        """Take a free block, or an aligned run of *count* of them; the first. None: no room."""
         if count == 1:
             if self._lowest == len(self.used):
                 return None

@@ -18,6 +18,7 @@ from damages import (
     links_flipped_and_folder_lost,
     name_twice,
     node_as_only_page,
+    page_of_chunk,
     parent,
     root_missing,
     super_magic,
@@ -251,6 +252,35 @@ def test_no_copy_is_stored_below_a_node_that_another_has(damaged: Damaged) -> No
     assert damaged.fsck("-y")[0] == 1
     assert damaged.fsck("-n")[0] == 0
     check_unchanged(before, damaged.listing(), "one")
+
+
+def test_of_a_chunk_for_which_there_is_no_room_only_the_page_in_dispute_is_copied(
+    damaged: Damaged,
+) -> None:
+    """And data of the pages behind it are found."""
+    before = damaged.listing()
+    leave_free(damaged, 490)
+    page_of_chunk(damaged)
+    damaged.change("big", size=5)
+    assert damaged.fsck("-y")[0] == 1
+    assert damaged.fsck("-n")[0] == 0
+    after = damaged.listing()
+    assert after.pop("rest")
+    check_unchanged(before, after | {"": before[""]}, "sparse")
+
+
+def test_a_chunk_that_stands_twice_is_copied_as_far_as_there_is_room(damaged: Damaged) -> None:
+    before = damaged.listing()
+    leave_free(damaged, 490)
+    node = damaged.root_node("big")
+    chunk = damaged.word(node)
+    damaged.poke_word(node + 8 * 5, chunk | UNWRITTEN)
+    damaged.poke_word(node + 8 * 6, chunk)
+    assert damaged.fsck("-y")[0] == 1
+    assert len(damaged.free_blocks()) <= 1, "the last one was to be a leaf"
+    assert damaged.fsck("-n")[0] == 0
+    after = damaged.listing()
+    assert {path for path in before if before[path] != after[path]} == {""}, "pages in advance"
 
 
 def test_without_room_for_copies_the_second_owner_gets_holes(damaged: Damaged) -> None:
