@@ -123,11 +123,22 @@ def command(
     return decorate
 
 
+def _open_standard_files() -> None:
+    """Have descriptors 0, 1 and 2 where they were closed: a file of ours must not get one."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        if fd == 1:
+            sys.stdout = os.fdopen(1, "w")
+        elif fd == 2:
+            sys.stderr = os.fdopen(2, "w")
+    os.close(fd)
+
+
 class Group(click.Group):
     """The ``daxfs`` command: runs a command and turns its Failure into a line and an exit code."""
 
     def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
         arguments = list(sys.argv[1:] if args is None else args)
+        _open_standard_files()
         for stream in (sys.stdout, sys.stderr):
             # A name that the locale has no letters for must not end a repair in the middle.
             if isinstance(stream, io.TextIOWrapper):

@@ -271,8 +271,7 @@ class _Check:
         runs = data.data
         if not len(runs):
             return 0
-        behind = np.flatnonzero(~runs.unwritten & (runs.pgoffs + runs.counts > end))
-        for index in behind[np.argsort(runs.pgoffs[behind])[::-1]]:
+        for index in np.flatnonzero(~runs.unwritten & (runs.pgoffs + runs.counts > end))[::-1]:
             start = max(end, int(runs.pgoffs[index]))
             pages = int(runs.pgoffs[index] + runs.counts[index]) - start
             block = int(runs.blocks[index]) + start - int(runs.pgoffs[index])

@@ -335,7 +335,7 @@ class Server:
                 self._socket.listen(CONNECTIONS_MAX)
         except OSError as error:
             self._socket.close()
-            raise CommandError(f"{self.path}: {error.strerror}") from error
+            raise CommandError(f"{self.path}: {error.strerror or error}") from error
         self._limit = trio.CapacityLimiter(CONNECTIONS_MAX)
 
     def __enter__(self) -> "Server":

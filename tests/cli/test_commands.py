@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from daxmount import daxfs
+from daxmount import daxfs, environment
 
 from daxfs.cli.command import Group, command
 from daxfs.cli.main import main
@@ -170,3 +170,11 @@ def test_a_disk_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         result = CliRunner().invoke(main, words)
         assert (result.exit_code, result.output.count("\n")) == (code, 1), result.output
         assert f"daxfs {words[0]}: {path}: Input/output error at 2048: " in result.output
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_works_where_standard_files_are_closed(tmp_path: Path, closed: str) -> None:
+    path = f"{tmp_path}/image"
+    for words in (f"mkfs --size 1M {path}", f"info {path}", f"fsck -n {path}"):
+        line = f'"{sys.executable}" -m daxfs {words} {closed}'
+        assert subprocess.run(["sh", "-c", line], env=environment()).returncode == 0, line
