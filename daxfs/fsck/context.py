@@ -24,7 +24,10 @@ from daxfs.ondisk.bitmap import metadata_blocks
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_STRUCT, Superblock
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
-from daxfs.units import PAGE_SIZE, SECTOR_SIZE
+from daxfs.units import PAGE_SIZE, PMD_PAGES, SECTOR_SIZE
+
+_CHUNKS: Final = 256
+"""So many chunks are looked at, at a time, for a free one."""
 
 
 @dataclass(slots=True)
@@ -237,6 +240,8 @@ class Context:
         """The directories that hold a record."""
         self._lowest = 0
         """No block below is free."""
+        self._lowest_chunk = 0
+        """No aligned 2 MiB chunk with a lower number is free."""
         self._free: int | None = None
         self._copied = self._copied_max = 0
 
@@ -308,6 +313,7 @@ class Context:
         """These blocks, which were in use, are free after all."""
         self.used[block : block + count] = False
         self._lowest = min(self._lowest, block)
+        self._lowest_chunk = min(self._lowest_chunk, block // PMD_PAGES)
         if self._free is not None:
             self._free += count
 
@@ -320,7 +326,7 @@ class Context:
         """All walks are done: what is still spare is free after all."""
         self.used &= ~self.spare
         self.spare[:] = False
-        self._lowest = 0
+        self._lowest = self._lowest_chunk = 0
 
     def free_blocks(self) -> int:
         """How many blocks are free. Only behind pass 1."""
@@ -363,22 +369,32 @@ class Context:
         return target
 
     def take_free(self, count: int) -> int | None:
-        """Take a free block, or an aligned run of *count* of them; the first. None: no room."""
-        if count == 1:
-            if self._lowest == len(self.used):
-                return None
-            block = self._lowest + int(self.used[self._lowest :].argmin())
-            if self.used[block]:
-                self._lowest = len(self.used)
-                return None
-            self._lowest = block + 1
-        else:
-            whole = len(self.used) // count * count
-            free = np.flatnonzero(~self.used[:whole].reshape(-1, count).any(axis=1))
-            if not len(free):
-                return None
-            block = int(free[0]) * count
-        self.used[block : block + count] = True
-        if self._free is not None:
-            self._free -= count
+        """Take 1 free block, or an aligned run of PMD_PAGES; the first of them. None: no room."""
+        block = self._free_block() if count == 1 else self._free_chunk()
+        if block is not None:
+            self.used[block : block + count] = True
+            if self._free is not None:
+                self._free -= count
         return block
+
+    def _free_block(self) -> int | None:
+        if self._lowest == len(self.used):
+            return None
+        block = self._lowest + int(self.used[self._lowest :].argmin())
+        if self.used[block]:
+            self._lowest = len(self.used)
+            return None
+        self._lowest = block + 1
+        return block
+
+    def _free_chunk(self) -> int | None:
+        count = len(self.used) // PMD_PAGES
+        chunks = self.used[: count * PMD_PAGES].reshape(-1, PMD_PAGES)
+        while self._lowest_chunk < count:
+            first = self._lowest_chunk
+            free = np.flatnonzero(~chunks[first : first + _CHUNKS].any(axis=1))
+            if len(free):
+                self._lowest_chunk = first + int(free[0]) + 1
+                return (self._lowest_chunk - 1) * PMD_PAGES
+            self._lowest_chunk = min(count, first + _CHUNKS)
+        return None
