@@ -70,12 +70,21 @@ class Tree:
     nodes: Runs
     faults: list[Fault]
     is_shared: bool = False
-    """Another owner has some of its blocks, and nothing was done about that yet."""
+    """Another owner has some of its blocks, and nothing was done about that yet; or may have, as
+    a node cannot be read."""
 
     @property
     def blocks(self) -> int:
         """How many blocks it takes, nodes and data."""
         return len(self.nodes) + (int(self.data.counts.sum()) if len(self.data) else 0)
+
+    def has_bad_data(self, context: Context) -> bool:
+        """Whether some of its data cannot be read."""
+        size = context.sb.block_count * BLOCK_SIZE
+        return context.view.has_bad(0, size) and any(
+            context.view.has_bad(block * BLOCK_SIZE, count * BLOCK_SIZE)
+            for block, count in _pieces(self.data)
+        )
 
     @property
     def end(self) -> int:
@@ -347,6 +356,11 @@ class _Walk:
 
         If nothing is, its block is among ``empty_blocks``.
         """
+        if self.share and self.context.view.has_bad(node * BLOCK_SIZE, BLOCK_SIZE):
+            # It may be data of another, which must not be mended as if it were a node.
+            self.context.release_blocks(node)
+            self.is_shared = True
+            return True
         raw = self.context.read(node * BLOCK_SIZE, BLOCK_SIZE)
         found = _Entries.unpack(raw, level, self.context.sb)
         slots, flags, blocks, sizes = found.slots, found.flags, found.blocks, found.sizes

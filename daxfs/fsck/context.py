@@ -8,6 +8,7 @@ Invariants
 - A new block is durable, with what it holds, before anything points to it.
 """
 
+import errno
 import stat
 import struct
 from collections.abc import Callable, Iterator
@@ -17,15 +18,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from daxfs.errors import FsError
 from daxfs.fsck.report import Report
 from daxfs.journal.undo import Journal
 from daxfs.ondisk import layout
 from daxfs.ondisk.bitmap import metadata_blocks
 from daxfs.ondisk.layout import BLOCK_SIZE, INODE_STRUCT, Superblock
+from daxfs.pmem.badblocks import Sectors, sectors_of
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
-from daxfs.units import PAGE_SIZE, PMD_PAGES, SECTOR_SIZE
+from daxfs.units import PAGE_SIZE, PMD_PAGES, SECTOR_SIZE, align_up
 
+SECTORS_PER_BLOCK: Final = BLOCK_SIZE // SECTOR_SIZE
 _CHUNKS: Final = 256
 """So many chunks are looked at, at a time, for a free one."""
 
@@ -112,14 +116,15 @@ class View:
     """The bytes of an image as they are after the repairs, made or not: what the passes read.
 
     A check that may not write stores here, in copies of the pages that it changes. What lies in
-    bad blocks reads as zeroes; *lost* is told of each such sector once, and may store to it. One
-    that is stored to as a whole is good.
+    bad blocks reads as zeroes; *lost* is told of each such sector, and stores to it, so that it is
+    good from then on, as is one that is stored to as a whole. A copy of a bad sector is bad.
     """
 
     def __init__(self, image: Image) -> None:
         self._image = image
         self.lost: Callable[[int], None] | None = None
-        self._lost: set[int] = set()
+        self._bad: dict[int, bool] = {}
+        """The sectors of which not the image's table says whether they are bad, but this view."""
         self._pages: dict[int, bytearray] = {}
         self._aliases: dict[int, int] = {}
         """For pages that are copies: which page of the image they are a copy of."""
@@ -132,15 +137,23 @@ class View:
         """*length* bytes at *offset*; holes of the file stay holes."""
         raw, bad = self.peek(offset, length)
         for sector in bad:
-            if self.lost is not None and sector not in self._lost:
-                self._lost.add(sector)
+            if self.lost is not None:
                 self.lost(sector)
         return raw
 
     def peek(self, offset: int, length: int) -> tuple[bytes, list[int]]:
         """As ``pread``, and the bad sectors there, of which *lost* is not told."""
         raw, bad = self._image.pread_around(offset, length)
+        if self._bad:
+            first, count = sectors_of(offset, length)
+            known = set(bad)
+            bad = [s for s in range(first, first + count) if self._bad.get(s, s in known)]
         return self._patched(offset, raw), bad
+
+    def has_bad(self, offset: int, length: int) -> bool:
+        """Whether there are bad sectors of the image."""
+        table = self._image.badblocks
+        return table is not None and table.first(offset, length) is not None
 
     def _patched(self, offset: int, raw: bytes) -> bytes:
         """*raw*, the image's bytes at *offset*, with what was stored or copied there."""
@@ -169,8 +182,7 @@ class View:
 
     def store(self, offset: int, data: bytes) -> None:
         """Have *data* read at *offset* from now on; the image stays as it is."""
-        end = offset + len(data)
-        self._lost.update(range(-(-offset // SECTOR_SIZE), end // SECTOR_SIZE))
+        self._mend(offset, len(data))
         position = 0
         while position < len(data):
             page, within = divmod(offset + position, PAGE_SIZE)
@@ -180,8 +192,18 @@ class View:
             self._pages[page][within : within + len(part)] = part
             position += len(part)
 
+    def _mend(self, offset: int, length: int) -> None:
+        """The sectors that lie wholly there are good."""
+        start = align_up(offset, SECTOR_SIZE)
+        length -= start - offset + (offset + length) % SECTOR_SIZE
+        if length > 0 and (self._bad or self._image.badblocks is not None):
+            self._bad |= dict.fromkeys(self.peek(start, length)[1], False)
+
     def copy(self, target: int, source: int) -> None:
         """Have page *target* read as page *source* does now."""
+        self._mend(target * PAGE_SIZE, PAGE_SIZE)
+        for sector in self.peek(source * PAGE_SIZE, PAGE_SIZE)[1]:
+            self._bad[sector + (target - source) * SECTORS_PER_BLOCK] = True
         if source in self._pages:
             self._pages[target] = bytearray(self._pages[source])
         else:
@@ -200,6 +222,17 @@ def mark_damaged(persist: Persist) -> None:
         persist.store_u64(layout.STATE_OFFSET, layout.STATE_ERROR)
         persist.flush(layout.STATE_OFFSET, 8)
         persist.fence()
+
+
+def _joined(sectors: list[int]) -> list[Sectors]:
+    """The ascending *sectors* as runs."""
+    runs: list[Sectors] = []
+    for sector in sectors:
+        if runs and runs[-1].end == sector:
+            runs[-1] = runs[-1]._replace(count=runs[-1].count + 1)
+        else:
+            runs.append(Sectors(sector, 1))
+    return runs
 
 
 Progress = Callable[[str, int, int], None]
@@ -352,6 +385,8 @@ class Context:
     def copy_blocks(self, block: int, count: int) -> int | None:
         """Copy 1 or 512 blocks from *block* on to free ones; the first, now in use.
 
+        What cannot be read stays as it is, and cannot be read in the copy either.
+
         None if there is no room, or if as much was copied as the whole image had in use. Only when
         every block that has an owner, or that a tree points to, is in use.
         """
@@ -365,8 +400,25 @@ class Context:
             for index in range(count):
                 self.view.copy(target + index, block + index)
         else:
-            self.store(target * BLOCK_SIZE, self.read(block * BLOCK_SIZE, count * BLOCK_SIZE))
+            raw, bad = self.view.peek(block * BLOCK_SIZE, count * BLOCK_SIZE)
+            self.store(target * BLOCK_SIZE, raw)
+            self._spoil([sector + (target - block) * SECTORS_PER_BLOCK for sector in bad])
         return target
+
+    def _spoil(self, sectors: list[int]) -> None:
+        """Make *sectors* of a copy bad, as those are of which they are copies."""
+        assert self.persist is not None
+        for run in _joined(sectors):
+            try:
+                self.persist.add_badblocks(run)
+            except FsError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                self.report.problem(
+                    f"sectors {run.first}-{run.end - 1} are copies of bad ones, and the table of "
+                    "bad blocks is full",
+                    "leave zeroes there",
+                )
 
     def take_free(self, count: int) -> int | None:
         """Take 1 free block, or an aligned run of PMD_PAGES; the first of them. None: no room."""

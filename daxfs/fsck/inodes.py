@@ -7,8 +7,9 @@ Invariants
   taken for a file or a directory where its type cannot have what it holds, and never for deleted.
 - What is whole has the first claim to its blocks: inodes whose checksum is wrong come behind all
   others, and get no copies of what others have.
-- While blocks are copied, ``used`` holds all that some tree points to. No node is changed before
-  all copies are made and pointed to: it may be another's, who needs it as it was.
+- While blocks are copied, ``used`` holds all that some tree points to. No node is changed, and
+  no bad block mended, before all copies are made and pointed to: it may be another's, who needs it
+  as it was.
 - Behind this pass ``used`` holds every block that something owns.
 """
 
@@ -98,7 +99,7 @@ def _inode(context: Context, ino: int, raw: bytes, waiting: "list[_Check] | None
         return
     check = _Check(context, row, is_whole)
     check.walk(share=waiting is not None)
-    if waiting is not None and (check.is_shared or check.changes_nodes):
+    if waiting is not None and check.must_wait:
         waiting.append(check)
     else:
         check.finish()
@@ -169,9 +170,14 @@ class _Check:
         return self.data.is_shared or self.attributes.is_shared
 
     @property
-    def changes_nodes(self) -> bool:
-        """Whether nodes are to be changed."""
-        return any(fault.stores for fault in self.data.faults + self.attributes.faults)
+    def must_wait(self) -> bool:
+        """Whether others have to get their copies before this inode is mended."""
+        return any(
+            tree.is_shared
+            or any(fault.stores for fault in tree.faults)
+            or tree.has_bad_data(self.context)
+            for tree in (self.data, self.attributes)
+        )
 
     def copy(self) -> None:
         """Give this inode copies of what others have, all others having been walked."""

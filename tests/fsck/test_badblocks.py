@@ -5,12 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damage import SIZE, Damaged
+from damage import DATA, SIZE, Damaged, mounted
 
+from daxfs.errors import MediaError
 from daxfs.ondisk import layout
 from daxfs.ondisk.layout import BLOCK_SIZE
-from daxfs.ondisk.mapentry import block_of
-from daxfs.pmem.badblocks import TABLE_OFFSET, Sectors, sectors_of
+from daxfs.ondisk.mapentry import TABLE, block_of, entry
+from daxfs.pmem.badblocks import SLOTS, TABLE_OFFSET, Sectors, sectors_of
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 
@@ -95,6 +96,83 @@ def test_bad_blocks_in_data_and_free_space_are_no_fault_of_the_filesystem(
         assert (code, output.count("\n")) == (0, 1), output
         assert output.endswith(", 2 bad sectors\n")
     assert bad_sectors(damaged.path) == 2
+
+
+def read(image: Damaged, path: str, offset: int) -> bytes | None:
+    """512 bytes of a file; None: EIO."""
+    opened, persist, fs = mounted(image.path)
+    try:
+        return bytes(fs.read(fs.iget(image.numbers[path]), offset, 512)[0])
+    except MediaError:
+        return None
+    finally:
+        fs.unmount()
+        persist.close()
+        opened.close()
+
+
+@pytest.mark.parametrize("other", ["file", "spare"])
+def test_data_that_two_claim_stay_unreadable_for_both(damaged: Damaged, other: str) -> None:
+    """The other one comes before, and behind."""
+    block = damaged.first_block("one")
+    damaged.poke_word(damaged.root_node(other) + 8 * 300, entry(block, 0))
+    damaged.change(other, size=301 * BLOCK_SIZE)
+    spoil(damaged, block * BLOCK_SIZE + 512, block * BLOCK_SIZE + 1024, block * BLOCK_SIZE + 4095)
+    found, text = damaged.fsck("-n")
+    code, output = damaged.fsck("-y")
+    assert (found, code) == (4, 1)
+    assert output.count("\n") == text.count("\n")
+    assert "cannot be read" not in output
+    assert damaged.fsck("-n")[0] == 0
+    assert bad_sectors(damaged.path) == 6
+    for path, start in (("one", 0), (other, 300 * BLOCK_SIZE)):
+        sectors = [read(damaged, path, start + 512 * sector) for sector in range(8)]
+        assert sectors == [DATA[:512], None, None, *[DATA[:512]] * 4, None]
+
+
+def test_a_node_that_another_has_as_data_is_mended_in_the_copy_only(damaged: Damaged) -> None:
+    node = damaged.root_node("big")
+    damaged.change("one", map_root=entry(node // BLOCK_SIZE, 0))
+    spoil(damaged, node + 1024)
+    found, text = damaged.fsck("-n")
+    code, output = damaged.fsck("-y")
+    assert (found, code) == (4, 1)
+    assert output.count("cannot be read") == text.count("cannot be read") == 1
+    assert damaged.fsck("-n")[0] == 0
+    assert bad_sectors(damaged.path) == 1
+    assert read(damaged, "one", 1024) is None
+    assert [read(damaged, "big", page * BLOCK_SIZE) for page in (0, 1023)] == [DATA[:512]] * 2
+
+
+def test_copies_hold_zeroes_where_the_table_is_full(damaged: Damaged) -> None:
+    block = damaged.first_block("one")
+    damaged.poke_word(damaged.root_node("file") + 8 * 300, entry(block, 0))
+    free = damaged.free_blocks()[-SLOTS + 1 :]
+    spoil(damaged, block * BLOCK_SIZE + 512, *(each * BLOCK_SIZE for each in free))
+    code, output = damaged.fsck("-y")
+    assert code == 1
+    assert "the table of bad blocks is full: leave zeroes there? yes" in output
+    assert damaged.fsck("-n")[0] == 0
+    assert read(damaged, "one", 512) == bytes(512)
+
+
+def test_a_bad_block_that_another_has_as_a_node_is_not_mended(damaged: Damaged) -> None:
+    block = damaged.first_block("folder/sub/deep")
+    damaged.poke_word(damaged.root_node("sparse") + 8 * 20, entry(block, TABLE))
+    assert damaged.numbers["sparse"] < damaged.numbers["folder/sub/deep"]
+    spoil(damaged, block * BLOCK_SIZE)
+    assert damaged.fsck("-y")[0] == 1
+    assert damaged.fsck("-n")[0] == 0
+    assert read(damaged, "folder/sub/deep", 0) is None
+
+
+def test_a_bad_block_that_another_has_behind_its_end_is_not_mended(damaged: Damaged) -> None:
+    block = damaged.first_block("one")
+    damaged.poke_word(damaged.root_node("file") + 8 * 300, entry(block, 0))
+    spoil(damaged, block * BLOCK_SIZE)
+    assert damaged.fsck("-y")[0] == 1
+    assert damaged.fsck("-n")[0] == 0
+    assert read(damaged, "one", 0) is None
 
 
 def test_slots_that_are_not_legal_are_cleared(damaged: Damaged) -> None:
