@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,10 @@ def test_times_before_1970_and_after_2038_survive_remount(shared: DaxMount, fold
 
 @pytest.mark.parametrize("dax", ["always", "never"])
 def test_times_do_not_run_backwards(make_mount: MakeMount, dax: str) -> None:
+    """The kernel's clock, which sets times with dax=never, may be ahead by a tick since Linux 6.13:
+    it takes over a precise time that it has given out for a file of another filesystem.
+    """
+    tick = 10_000_000 if dax == "never" else 0
     mount = make_mount(f"dax={dax}")
     for i in range(50):
         with opened(mount.path / f"{i}", os.O_CREAT | os.O_WRONLY) as fd:
@@ -137,7 +142,7 @@ def test_times_do_not_run_backwards(make_mount: MakeMount, dax: str) -> None:
             seen.append((mount.path / f"d{i}").stat().st_mtime_ns)
             os.write(fd, b"and again")
             seen.append(os.fstat(fd).st_mtime_ns)
-        assert seen == sorted(seen)
+        assert all(later >= earlier - tick for earlier, later in pairwise(seen))
 
 
 def test_access_time_of_a_small_file_moves_though_its_pages_are_cached(folder: Path) -> None:
