@@ -3,12 +3,17 @@
 Kernel counterpart: none; xfs_scrub and `ndctl list --media-errors` tell as much.
 
 The image may be mounted, and then changes while it is read: what cannot be made sense of is left
-out. Invariant: the image is only read. Bad blocks are looked under, or nothing could be told of
-what they hide: the host still has the bytes.
+out. Bad blocks are looked under, or nothing could be told of what they hide: the host still has the
+bytes.
+
+Invariants
+- The image is only read, and not through the mapping: a hole stays one.
+- Each block is read at most once, in however many places it stands: it is told of the first.
 """
 
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,14 +69,29 @@ def find_hits(image: Image) -> list[Hit]:
     return [hit for run in runs for hit in owners.split(run)]
 
 
+class _Host:
+    """The image as the host has it, bad blocks and all."""
+
+    def __init__(self, image: Image) -> None:
+        self._fd = image.fd
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """As ``Image.pread``."""
+        return os.pread(self._fd, length, offset)
+
+
 class _Owners:
     """Who owns the blocks in which there are bad sectors."""
 
     def __init__(self, image: Image, sb: Superblock, runs: list[Sectors]) -> None:
         self._image = image
         self._sb = sb
-        self._starts = np.array([run.first // SECTORS_PER_BLOCK for run in runs])
-        self._ends = np.array([(run.end - 1) // SECTORS_PER_BLOCK + 1 for run in runs])
+        self._host = _Host(image)
+        self._starts = [run.first // SECTORS_PER_BLOCK for run in runs]
+        self._ends = [(run.end - 1) // SECTORS_PER_BLOCK + 1 for run in runs]
+        self._nodes: set[int] = set()
+        self._seen = np.zeros(sb.block_count, np.bool_)
+        """The blocks that have a part, or whose names were read."""
         self._parts: list[tuple[int, int, Hit]] = []
         """First block, end block, and what it is: a Hit of its first sector."""
         self._names: dict[int, tuple[int, bytes]] = {}
@@ -106,7 +126,7 @@ class _Owners:
 
     def _tree(self, ino: int, root: int, kind: str, max_pages: int) -> None:
         try:
-            for part in walk(self._image.mem, self._sb, root, max_pages=max_pages):
+            for part in walk(self._host, self._sb, root, max_pages=max_pages, known=self._nodes):
                 self._part(ino, kind, part)
         except CorruptionError:
             return
@@ -114,12 +134,20 @@ class _Owners:
     def _part(self, ino: int, kind: str, part: TreePart) -> None:
         what = "block map" if part.kind == "node" else kind
         end = part.block + part.count
-        if bool(((self._starts < end) & (part.block < self._ends)).any()):
+        index = bisect_right(self._ends, part.block)
+        is_hit = index < len(self._starts) and self._starts[index] < end
+        has_names = what == "directory"
+        if not (is_hit or has_names):
+            return
+        new = np.flatnonzero(~self._seen[part.block : end]) + part.block
+        if not len(new):
+            return
+        self._seen[part.block : end] = True
+        if is_hit:
             first = part.block * SECTORS_PER_BLOCK
             self._parts.append((part.block, end, Hit(first, 0, what, ino, part.pgoff * BLOCK_SIZE)))
-        if kind == "directory" and part.kind == "data":
-            for block in range(part.block, end):
-                self._read_names(ino, os.pread(self._image.fd, BLOCK_SIZE, block * BLOCK_SIZE))
+        for block in new.tolist() if has_names else ():
+            self._read_names(ino, self._host.pread(block * BLOCK_SIZE, BLOCK_SIZE))
 
     def _read_names(self, directory: int, raw: bytes) -> None:
         place = 0

@@ -29,7 +29,7 @@ from daxfs.ondisk.mapentry import (
     block_of,
     root_height,
 )
-from daxfs.pmem.image import Image, read_of
+from daxfs.pmem.image import Source, read_of
 from daxfs.units import PAGE_SHIFT, PMD_PAGES
 
 
@@ -56,19 +56,27 @@ class Extent(NamedTuple):
 
 
 def walk(
-    source: Image | memoryview, sb: Superblock, root: int, *, max_pages: int
+    source: Source | memoryview,
+    sb: Superblock,
+    root: int,
+    *,
+    max_pages: int,
+    known: set[int] | None = None,
 ) -> Iterator[TreePart]:
     """The parts of the tree of *root* in ascending page order, each node before what it maps.
 
-    *source* is the image or its bytes. Raises CorruptionError on: an entry with wrong flags, a
-    block outside of the data area, an unaligned HUGE entry, a tree that is too high, a node met
-    twice, data at or past page *max_pages*. MediaError: a node lies in a bad block of the image.
+    *source* is the image or its bytes. Nodes that are *known* already, from the trees of others,
+    are left out with what is below them; those of this tree are added.
+
+    Raises CorruptionError on: an entry with wrong flags, a block outside of the data area, an
+    unaligned HUGE entry, a tree that is too high, a node met twice, data at or past page
+    *max_pages*. MediaError: a node lies in a bad block of the image.
     """
-    return _Walk(source, sb, max_pages).root(root)
+    return _Walk(source, sb, max_pages, set() if known is None else known).root(root)
 
 
 def extents(
-    source: Image | memoryview, sb: Superblock, root: int, *, max_pages: int
+    source: Source | memoryview, sb: Superblock, root: int, *, max_pages: int
 ) -> Iterator[Extent]:
     """The data of the tree of *root* as maximal runs. Raises CorruptionError as ``walk``."""
     last: Extent | None = None
@@ -91,10 +99,13 @@ def extents(
 
 
 class _Walk:
-    def __init__(self, source: Image | memoryview, sb: Superblock, max_pages: int) -> None:
+    def __init__(
+        self, source: Source | memoryview, sb: Superblock, max_pages: int, known: set[int]
+    ) -> None:
         self._source = source
         self._sb = sb
         self._max_pages = max_pages
+        self._known = known
         self._nodes: set[int] = set()
 
     def root(self, root: int) -> Iterator[TreePart]:
@@ -126,7 +137,10 @@ class _Walk:
             raise CorruptionError(f"page {base}: map node {block} is outside of the data area")
         if block in self._nodes:
             raise CorruptionError(f"page {base}: map node {block} stands in the tree twice")
+        if block in self._known:
+            return
         self._nodes.add(block)
+        self._known.add(block)
         entries = self._entries(block)
         yield TreePart("node", base, block, 1, False)
         slots = np.flatnonzero(entries)

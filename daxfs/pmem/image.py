@@ -24,7 +24,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 
@@ -391,7 +391,14 @@ class Image:
         return words[0] & 0xFFFFFFFF in (TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC)
 
 
-def read_of(source: Image | memoryview, offset: int, length: int) -> bytes:
+class Source(Protocol):
+    """What bytes of an image can be read from: the image, for one."""
+
+    def pread(self, offset: int, length: int) -> bytes:
+        """*length* bytes at *offset*, read so that holes of the file stay holes."""
+
+
+def read_of(source: Source | memoryview, offset: int, length: int) -> bytes:
     """*length* bytes of an image, of whose file a hole stays one, or of its bytes. MediaError."""
     if isinstance(source, memoryview):
         return bytes(source[offset : offset + length])
