@@ -401,11 +401,11 @@ class BlockMap:
         else:
             node = np.zeros(ENTRIES_PER_NODE, ENTRY_DTYPE)
             node[slot : slot + count] = self._entries(block, count)
-            branch = entry(self._store_node(nodes.pop(), node), TABLE)
+            branch = entry(self._store_node(_next_of(nodes), node), TABLE)
         for upper in range(1, level + 1):
             node = np.zeros(ENTRIES_PER_NODE, ENTRY_DTYPE)
             node[pgoff >> NODE_SHIFT * upper & NODE_MASK] = branch
-            branch = entry(self._store_node(nodes.pop(), node), TABLE)
+            branch = entry(self._store_node(_next_of(nodes), node), TABLE)
         return branch
 
     def _grow(self, tx: Transaction, root: int, want: int, nodes: list[int]) -> tuple[int, int]:
@@ -422,7 +422,7 @@ class BlockMap:
                 grown -= 1
             else:
                 node[0] = entry(block, TABLE)
-            block = self._store_node(nodes.pop(), node)
+            block = self._store_node(_next_of(nodes), node)
             height += 1
             grown += 1
             root = entry(block, TABLE | height << HEIGHT_SHIFT)
@@ -464,7 +464,7 @@ class BlockMap:
             tx.store_u64(place, value & ~UNWRITTEN)
             return 0
         leaf[slot : slot + count] = self._entries(block, count)
-        tx.store_u64(place, entry(self._store_node(nodes.pop(), leaf), TABLE))
+        tx.store_u64(place, entry(self._store_node(_next_of(nodes), leaf), TABLE))
         return 1
 
     # --- allocating in advance -------------------------------------------------------------------
@@ -706,3 +706,10 @@ class BlockMap:
             self._see(cut.seen, block)
             self._collect_entries(cut, self._node(block), level - 1)
             cut.freed.append((block, 1))
+
+
+def _next_of(nodes: list[int]) -> int:
+    """One of *nodes*, which were allocated for a change. CorruptionError: it needs more of them."""
+    if not nodes:
+        raise CorruptionError("a block of a map was given away: it counted as free")
+    return nodes.pop()

@@ -71,6 +71,12 @@ def test_1_000_000_hostile_images() -> None:
     assert_none_fails(fuzz(seed=f"{SEED} long", images=1_000_000))
 
 
+@pytest.mark.parametrize("case", ["2026.83999/0", "2029.52764/1", "2031.96216/2"])
+def test_a_hostile_image_that_once_failed(case: str) -> None:
+    with Bench() as bench:
+        assert bench.fails(Case.parse(case)) is None
+
+
 @pytest.mark.long
 @pytest.mark.mount
 @pytest.mark.timeout(6 * 3600)
