@@ -146,6 +146,6 @@ def _run(
 def _end(running: list[subprocess.Popen[str]]) -> None:
     """End what still runs: after an interruption."""
     for process in running:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+        process.terminate()
+    for process in running:
+        process.wait()
