@@ -31,7 +31,8 @@ CRASH_SECONDS: Final = 2.0
 """How often the daemon is looked at for a crash of its own; of a kill the kernel tells at once."""
 
 _POLL_SECONDS: Final = 0.02
-_ABORT: Final = "/sys/fs/fuse/connections/{minor}/abort"
+ABORT: Final = "/sys/fs/fuse/connections/{minor}/abort"
+"""The file that ends a connection when something is written to it."""
 _PR_SET_PDEATHSIG: Final = 1
 _MNT_FORCE: Final = 1
 _UMOUNT_NOFOLLOW: Final = 8
@@ -68,7 +69,7 @@ class Guard:
 
 
 def _can_abort(minor: str) -> bool:
-    return os.geteuid() == 0 or os.access(_ABORT.format(minor=minor), os.W_OK)
+    return os.geteuid() == 0 or os.access(ABORT.format(minor=minor), os.W_OK)
 
 
 def _watch(pid: int, device: str, mountpoint: str) -> None:
@@ -78,7 +79,7 @@ def _watch(pid: int, device: str, mountpoint: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGUSR1)
     try:
-        abort = os.open(_ABORT.format(minor=device.partition(":")[2]), os.O_WRONLY)
+        abort = os.open(ABORT.format(minor=device.partition(":")[2]), os.O_WRONLY)
     except OSError:
         abort = -1
     if is_dead(pid):

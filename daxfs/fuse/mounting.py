@@ -234,7 +234,7 @@ def abort(entry: MountEntry) -> None:
     """
     for place in same_filesystem(entry):
         with contextlib.suppress(OSError):
-            Path(f"/sys/fs/fuse/connections/{place.minor}/abort").write_text("1")
+            Path(guard.ABORT.format(minor=place.minor)).write_text("1")
         if os.geteuid() == 0:
             libc = ctypes.CDLL(None, use_errno=True)
             libc.umount2(os.fsencode(place.mountpoint), UMOUNT_NOFOLLOW | MNT_FORCE)
@@ -247,7 +247,7 @@ def open_abort(entry: MountEntry) -> int | None:
     gone the descriptor stands for nothing.
     """
     try:
-        return os.open(f"/sys/fs/fuse/connections/{entry.minor}/abort", os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(guard.ABORT.format(minor=entry.minor), os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
         return None
 

@@ -5,24 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from damage import SIZE, Damaged, fill, mounted
+from damage import Damaged, make_image
 
-from daxfs.mkfs.format import format_image
 from daxfs.ondisk.layout import BLOCK_SIZE
-from daxfs.pmem.image import Image
 
 
 @pytest.fixture(scope="session")
 def pristine(image_space: Path) -> Iterator[tuple[Path, dict[str, int]]]:
     """The image file, cleanly unmounted, and the inode numbers in it."""
     path = image_space / "fsck.pristine"
-    with Image.create(str(path), SIZE) as image:
-        format_image(image, inodes=1024)
-    image, persist, fs = mounted(path)
-    numbers = fill(fs)
-    fs.unmount()
-    persist.close()
-    image.close()
+    numbers = make_image(path)
     _leave_stale_names(path, numbers)
     yield path, numbers
     path.unlink()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from damage import DATA, SIZE, Damaged, mounted
+from damage import DATA, SIZE, Damaged, mounted, spoil
 
 from daxfs.errors import MediaError
 from daxfs.ondisk import layout
@@ -17,14 +17,6 @@ from daxfs.pmem.persist import Persist
 
 Place = Callable[[Damaged], int]
 """Where in the image a bad block is to be."""
-
-
-def spoil(image: Damaged, *places: int) -> None:
-    with Image.open(str(image.path)) as opened:
-        persist = Persist(opened, "memory")
-        for place in places:
-            persist.add_badblocks(sectors_of(place, 1))
-        persist.close()
 
 
 def bad_sectors(path: Path) -> int:

@@ -6,37 +6,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from damage import SIZE, Damaged, fill, mounted
+from damage import Damaged, make_image, spoil
 
 from daxfs.inspect.badblocks import Hit, find_hits
-from daxfs.mkfs.format import format_image
 from daxfs.ondisk.layout import BLOCK_SIZE
 from daxfs.ondisk.mapentry import HEIGHT_SHIFT, HUGE, TABLE, entry
-from daxfs.pmem.badblocks import sectors_of
 from daxfs.pmem.image import Image
-from daxfs.pmem.persist import Persist
 
 
 @pytest.fixture
 def filled(image_space: Path) -> Iterator[Damaged]:
     path = image_space / "inspect.badblocks"
-    with Image.create(str(path), SIZE) as image:
-        format_image(image, inodes=1024)
-    image, persist, fs = mounted(path)
-    numbers = fill(fs)
-    fs.unmount()
-    persist.close()
-    image.close()
+    numbers = make_image(path)
     yield Damaged(path, numbers)
     path.unlink()
-
-
-def spoil(image: Damaged, *places: int) -> None:
-    with Image.open(str(image.path)) as opened:
-        persist = Persist(opened, "memory")
-        for place in places:
-            persist.add_badblocks(sectors_of(place, 1))
-        persist.close()
 
 
 def hits(image: Damaged) -> list[Hit]:

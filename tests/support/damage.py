@@ -13,9 +13,11 @@ from daxfs.cli.main import main
 from daxfs.fs.inode import Inode
 from daxfs.fs.namei import Cred
 from daxfs.fs.super import FileSystem
+from daxfs.mkfs.format import format_image
 from daxfs.ondisk import acl, layout
 from daxfs.ondisk.layout import BLOCK_SIZE, DIRENT_HEADER, INODE_FIELDS, ROOT_INO, Superblock
 from daxfs.ondisk.mapentry import block_of
+from daxfs.pmem.badblocks import sectors_of
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
 
@@ -91,6 +93,18 @@ def fill(fs: FileSystem) -> dict[str, int]:
     fs.write(mixed, 0, DATA)
     fs.write(mixed, 2 << 20, DATA * 512)
     note("mixed", mixed.ino)
+    return numbers
+
+
+def make_image(path: Path) -> dict[str, int]:
+    """Make an image with the files of ``fill``, cleanly unmounted; the inode numbers by path."""
+    with Image.create(str(path), SIZE) as image:
+        format_image(image, inodes=1024)
+    image, persist, fs = mounted(path)
+    numbers = fill(fs)
+    fs.unmount()
+    persist.close()
+    image.close()
     return numbers
 
 
@@ -272,3 +286,12 @@ def _found(fs: FileSystem, inode: Inode) -> Found:
         *(inode.mode, inode.uid, inode.gid, inode.nlink, inode.size, inode.rdev, inode.flags),
         *(inode.mtime_ns, contents, attributes),
     )
+
+
+def spoil(image: Damaged, *places: int) -> None:
+    """Make the sectors in which the bytes *places* lie bad."""
+    with Image.open(str(image.path)) as opened:
+        persist = Persist(opened, "memory")
+        for place in places:
+            persist.add_badblocks(sectors_of(place, 1))
+        persist.close()
