@@ -313,6 +313,16 @@ def test_reported_corruption_survives_the_unmount(
     assert state(box) == STATE_ERROR
 
 
+def test_corruption_is_logged_once(make_box: type[FsBox], caplog: pytest.LogCaptureFixture) -> None:
+    """However often a program asks for the damaged file."""
+    box = make_box()
+    for _ in range(3):
+        box.fs.report_corruption(CorruptionError("one thing is wrong"))
+    box.fs.report_corruption(CorruptionError("another is"))
+    assert caplog.text.count("one thing is wrong") == 1
+    assert caplog.text.count("another is") == 1
+
+
 def test_remount_read_only_leaves_a_clean_image_without_deleted_files(box: FsBox) -> None:
     """Also those of which the kernel has not said yet that it forgets them."""
     free = box.free()
