@@ -25,7 +25,7 @@ from daxmount import (
     mount_minor,
     run,
 )
-from syscalls import opened
+from syscalls import opened, wait_for_clock_tick
 
 from daxfs.fuse import mounting
 from daxfs.fuse.control import CONTROL_XATTR, Client
@@ -67,7 +67,7 @@ def test_cached_attributes_are_never_stale(make_mount: MakeMount, dax: str) -> N
             memory.flush()
             _expect_truth(client, fd, "store, msync")
             before = os.fstat(fd).st_mtime_ns
-            time.sleep(0.02)  # the kernel's own clock of file times is coarse
+            wait_for_clock_tick()
             memory[500000] = 1
             memory.flush()
             _expect_truth(client, fd, "store, msync again")

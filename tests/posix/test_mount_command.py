@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from daxmount import COMMAND, DaxMount, daxfs, environment, mount_minor, run
-from syscalls import opened
+from syscalls import opened, wait_for_clock_tick
 
 from daxfs.fuse.mountinfo import mount_at
 from daxfs.pmem.image import Image
@@ -168,7 +168,7 @@ def test_remount_says_whether_reading_sets_the_access_time(
     def moves() -> bool:
         file.write_bytes(b"x")
         before = file.stat().st_atime_ns
-        time.sleep(0.02)  # the kernel's clock ticks
+        wait_for_clock_tick()
         file.read_bytes()
         return file.stat().st_atime_ns > before
 

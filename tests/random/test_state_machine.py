@@ -50,6 +50,7 @@ from syscalls import (
     fallocate,
     opened,
     renameat2,
+    wait_for_clock_tick,
 )
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(900)]
@@ -57,7 +58,6 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(900)]
 EXAMPLES = int(os.environ.get("DAXFS_TEST_EXAMPLES", "40"))
 STEPS = 40
 MAX_HANDLES = 3
-CLOCK_REALTIME_COARSE = 5
 
 CHOICES = st.integers(0, 999)
 NAMES = st.sampled_from(["a", "b", "c", "n" * 255, "é", "x y"])
@@ -161,13 +161,6 @@ def _first_difference(one: bytes, two: bytes) -> int:
         if one[start : start + PAGE] != two[start : start + PAGE]:
             return next(i for i in range(start, start + PAGE) if one[i] != two[i])
     return min(len(one), len(two))
-
-
-def wait_for_clock_tick() -> None:
-    """Wait until a new time stamp of tmpfs cannot equal an old one (they have a tick's grain)."""
-    now = time.time_ns()
-    while time.clock_gettime_ns(CLOCK_REALTIME_COARSE) <= now:
-        time.sleep(0.001)
 
 
 class Twins(RuleBasedStateMachine):

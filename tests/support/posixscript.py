@@ -26,15 +26,12 @@ import signal
 import socket
 import stat
 import struct
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from syscalls import renameat2, utimensat
+from syscalls import renameat2, utimensat, wait_for_clock_tick
 
-SETTLE_SECONDS = 0.005
-"""More than the grain of the kernel's coarse clock."""
 ANSWER_SECONDS = 60
 
 
@@ -242,7 +239,7 @@ class _Commands:
         pairs = [path.partition(">")[::2] for path in paths.split(",")]
         names = [old for old, _ in pairs]
         before = [os.lstat(name) for name in names]
-        time.sleep(SETTLE_SECONDS)
+        wait_for_clock_tick()
         failure = ""
         try:
             getattr(self, command)(*arguments)

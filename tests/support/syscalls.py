@@ -5,6 +5,7 @@ import mmap
 import os
 import platform
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 RENAME_WHITEOUT = 4
+
+CLOCK_REALTIME_COARSE = 5
 
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
@@ -26,6 +29,21 @@ _IO_SETUP, _IO_DESTROY, _IO_GETEVENTS, _IO_SUBMIT = (
 )
 _IOCB = struct.Struct("=QIIHhIQQqQII")
 _IOCB_CMD_PWRITE = 1
+
+
+def coarse_time_ns() -> int:
+    """The clock by which the kernel sets times, and the daemon with dax=never."""
+    return time.clock_gettime_ns(CLOCK_REALTIME_COARSE)
+
+
+def wait_for_clock_tick() -> None:
+    """Until a time that is set now differs from all that are set.
+
+    That takes a tick of the coarse clock (1 to 10 ms), on a virtual machine several.
+    """
+    now_ns = time.time_ns()
+    while coarse_time_ns() <= now_ns:
+        time.sleep(0.001)
 
 
 def renameat2(old: Path | str | bytes, new: Path | str | bytes, flags: int) -> None:
