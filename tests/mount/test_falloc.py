@@ -727,7 +727,6 @@ def test_without_the_extension_a_mount_says_so_once(
     mount = make_mount(start=False)
     mount.start()
     mount.expect_log("no fallocate, no lseek for holes")
-    assert mount.log().count("no fallocate, no lseek for holes") == 1
     with _file(mount.path / "f", b"x" * PAGE) as fd:
         _expect_fallbacks(fd)
         # Pages before the one that is written could be taken back only with that one too.
@@ -737,6 +736,7 @@ def test_without_the_extension_a_mount_says_so_once(
         assert os.pread(fd, 9 * PAGE, PAGE) == (
             b"x" * 100 + bytes(2 * PAGE - 100) + b"x" + bytes(2 * PAGE - 1) + b"x" * PAGE
         )
+    assert mount.log().count("no fallocate, no lseek for holes") == 1
 
 
 _OLD_LIBFUSE = """
@@ -773,8 +773,8 @@ def test_with_the_table_of_an_old_libfuse_a_mount_says_so_once(
     mount = make_mount(start=False)
     mount.start()
     mount.expect_log("libfuse is too old")
-    assert mount.log().count("libfuse is too old") == 1
     with _file(mount.path / "f", b"x" * PAGE) as fd:
         _expect_fallbacks(fd)
     with Client(str(mount.path)) as client:
         assert client.request("stat")["range_eviction"] is True
+    assert mount.log().count("libfuse is too old") == 1
