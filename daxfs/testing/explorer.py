@@ -11,14 +11,13 @@ The modules, in reading order: ``recorder`` (the log), ``states`` (what a crash 
 
 import functools
 import logging
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations
 from typing import Final
 
 from daxfs.pmem.persist import Persist
+from daxfs.testing.jobs import processes
 from daxfs.testing.oracles import MakePersist
 from daxfs.testing.outcome import Outcome
 from daxfs.testing.result import Failure, Result
@@ -110,10 +109,9 @@ def _results(task: _Task, jobs: int) -> Iterator[Result]:
         for chunk in chunks:
             yield _run(task, chunk)
         return
-    context = multiprocessing.get_context("fork")
     global _shared
     _shared = task
-    with context.Pool(jobs) as pool:
+    with processes(jobs) as pool:
         yield from pool.imap_unordered(_run_shared, chunks)
 
 
@@ -186,8 +184,3 @@ def outcome(result: Result, *, seconds: float, jobs: int, seed: int) -> Outcome:
         f"{failure} (scripts/crash-test replay {failure.id!r})" for failure in result.failures
     ]
     return Outcome("explore", figures, failures)
-
-
-def processors() -> int:
-    """How many processes to use."""
-    return os.cpu_count() or 1

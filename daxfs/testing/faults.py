@@ -28,7 +28,6 @@ from contextlib import contextmanager
 from functools import cache
 from inspect import CO_GENERATOR
 from itertools import count
-from multiprocessing import get_context
 from types import FrameType
 from typing import Any, Final
 
@@ -45,6 +44,7 @@ from daxfs.mkfs.format import format_image
 from daxfs.ondisk.bitmap import Bools
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Persist
+from daxfs.testing.jobs import processes
 from daxfs.testing.oracles import Tree, difference, is_mixture, visible_tree
 from daxfs.testing.outcome import Figure, Outcome
 from daxfs.testing.workloads import ONE, TREES, Workload, workload
@@ -415,7 +415,7 @@ def run(
 
     logging.disable(logging.ERROR)  # what could not be freed is told
     try:
-        with get_context("fork").Pool(jobs) as pool:
+        with processes(jobs) as pool:
             for number in count():
                 todo = [(name, seed + number if number else None) for name in names]
                 for found, wrong in pool.imap_unordered(_task, todo, chunksize=4):

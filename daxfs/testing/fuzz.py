@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from daxfs.testing.hostile import Bench, Case, limit_time
 from daxfs.testing.hostile_mounts import MountBench
+from daxfs.testing.jobs import processors
 from daxfs.testing.outcome import Outcome
 
 FAILURES_MAX: Final = 20
@@ -68,7 +69,7 @@ def fuzz(
     if images is None and seconds is None:
         raise ValueError("neither a number of images nor a time")
     started = time.monotonic()
-    pool = _Pool(seed, images, seconds, jobs or os.cpu_count() or 1, mount, say)
+    pool = _Pool(seed, images, seconds, jobs or processors(), mount, say)
     pool.run()
     elapsed = time.monotonic() - started
     tally = pool.tally

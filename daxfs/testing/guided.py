@@ -6,7 +6,6 @@ atheris instruments modules while they are imported, so it must come first. Proc
 corpus, a folder, through which one learns what another has found.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from random import Random
 from typing import Final
 
 from daxfs.errors import CommandError
+from daxfs.testing.jobs import processors
 from daxfs.testing.outcome import Outcome
 
 LENGTH_MAX: Final = 1024
@@ -38,7 +38,7 @@ def fuzz_guided(*, seconds: float, jobs: int | None = None, corpus: str | None =
     """
     if find_spec("atheris") is None:
         raise CommandError("atheris is not installed: run pip install 'daxfs[fuzz]'")
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or processors()
     with tempfile.TemporaryDirectory(prefix="daxfs-guided-") as scratch:
         corpus = corpus or f"{scratch}/corpus"
         _begin(Path(corpus))

@@ -9,7 +9,6 @@ is visible depends on it or its states are too many, a test of the tests folder 
 """
 
 import logging
-import multiprocessing
 import os
 import re
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Domain, Observer, Persist
+from daxfs.testing.jobs import processes
 from daxfs.testing.mutants import Mutant
 from daxfs.testing.mutated import VARIABLE
 from daxfs.testing.outcome import Outcome
@@ -241,7 +241,7 @@ def hunt(
     tasks = [(mutant, known.get(mutant.name, "")) for mutant in targets]
     if any(mutant.name not in known for mutant in targets):
         coverage()  # once, for all processes
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    with processes(jobs) as pool:
         yield from pool.imap(_silent_kill, tasks)
 
 

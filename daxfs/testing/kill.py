@@ -12,7 +12,6 @@ program has come by then is up to the machine.
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -27,6 +26,7 @@ from typing import Final, NamedTuple
 
 from daxfs.testing import clients
 from daxfs.testing.clients import Client, Storm, View, Writer
+from daxfs.testing.jobs import processes
 from daxfs.testing.outcome import Outcome
 from daxfs.testing.site import Failed, Hang, Site, is_stopped, wait_until
 
@@ -97,7 +97,7 @@ def run(*, kills: int, clients: int, minutes: float, seed: int, jobs: int) -> Ou
         )
         for job in range(jobs)
     ]
-    with multiprocessing.get_context("spawn").Pool(jobs, _end_when_told) as pool:
+    with processes(jobs, _end_when_told, method="spawn") as pool:
         results = pool.map(_job, tasks)
     counts: Counter[str] = sum((result.counts for result in results), Counter())
     seconds = time.monotonic() - start

@@ -13,7 +13,8 @@ from daxfs.journal.undo import Transaction
 from daxfs.pmem.image import Image
 from daxfs.pmem.persist import Buffer, Domain, Persist
 from daxfs.testing.commands.main import main
-from daxfs.testing.explorer import explore, processors
+from daxfs.testing.explorer import explore
+from daxfs.testing.jobs import processors
 from daxfs.testing.oracles import MakePersist
 from daxfs.testing.replay import replay
 from daxfs.testing.result import Result

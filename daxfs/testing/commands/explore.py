@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daxfs.testing.commands.main import JSON, finish
-from daxfs.testing.explorer import explore, outcome, processors
+from daxfs.testing.commands.main import COUNT, JOBS, JSON, MINUTES, finish
+from daxfs.testing.explorer import explore, outcome
 from daxfs.testing.result import Result
 from daxfs.testing.states import DOMAINS, CrashDomain
 from daxfs.testing.workloads import ONE, Workload, three, two
@@ -24,12 +24,12 @@ _SAMPLE = 1000
 @click.command()
 @click.option("--steps", type=click.IntRange(1, 3), default=1, help="Operations of a workload.")
 @click.option("--domain", type=click.Choice(DOMAINS), help="Only this one. Default: both.")
-@click.option("--states", type=int, help="End after so many distinct states.")
-@click.option("--minutes", type=float, help="End after this time.")
+@click.option("--states", type=COUNT, help="End after so many distinct states.")
+@click.option("--minutes", type=MINUTES, help="End after this time.")
 @click.option("--recovery", is_flag=True, help="Interrupt the recovery after each crash too.")
-@click.option("--workloads", "most", type=int, help="At most so many workloads.")
+@click.option("--workloads", "most", type=COUNT, help="At most so many workloads.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is chosen at random.")
-@click.option("--jobs", type=int, default=processors, help="Processes. Default: all processors.")
+@JOBS
 @JSON
 def command(
     steps: int,

@@ -1,11 +1,10 @@
 """``scripts/crash-test faults``: operations that cannot go on."""
 
-import os
 import random
 
 import click
 
-from daxfs.testing.commands.main import JSON, finish
+from daxfs.testing.commands.main import JOBS, JSON, MINUTES, finish
 
 
 @click.command(
@@ -13,11 +12,15 @@ from daxfs.testing.commands.main import JSON, finish
 )
 @click.option("--seed", type=int, help="Which places of an operation are interrupted.")
 @click.option(
-    "--minutes", type=float, default=0.0, metavar="N", help="Go on for so long; one round at least."
+    "--minutes",
+    type=MINUTES,
+    default=0.0,
+    metavar="N",
+    help="Go on for so long; one round at least.",
 )
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="How many processes.")
+@JOBS
 @JSON
-def command(seed: int | None, minutes: float, jobs: int | None, json: str | None) -> None:
+def command(seed: int | None, minutes: float, jobs: int, json: str | None) -> None:
     """Let operations fail: no block, inode, journal or page of the host is left, or no memory.
 
     Each operation of the workloads is run with each of these faults at each place where it can
@@ -32,6 +35,6 @@ def command(seed: int | None, minutes: float, jobs: int | None, json: str | None
     outcome = faults.run(
         seed=seed,
         seconds=minutes * 60,
-        jobs=jobs or os.cpu_count() or 1,
+        jobs=jobs,
     )
     finish(outcome, json=json)

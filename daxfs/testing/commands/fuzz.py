@@ -5,7 +5,7 @@ import secrets
 import click
 
 from daxfs.errors import CommandError
-from daxfs.testing.commands.main import JSON, finish
+from daxfs.testing.commands.main import COUNT, JOBS, JSON, MINUTES, finish
 from daxfs.testing.fuzz import fuzz, replay
 from daxfs.testing.guided import fuzz_guided
 
@@ -24,8 +24,8 @@ Example:
   scripts/crash-test fuzz --atheris --minutes 10 --corpus corpus
 """,
 )
-@click.option("--images", type=int, metavar="N", help=f"Try N images [{IMAGES_DEFAULT:,}].")
-@click.option("--minutes", type=float, metavar="N", help="Try images for N minutes.")
+@click.option("--images", type=COUNT, metavar="N", help=f"Try N images [{IMAGES_DEFAULT:,}].")
+@click.option("--minutes", type=MINUTES, metavar="N", help="Try images for N minutes.")
 @click.option("--seed", metavar="S", help="Which images; without it others each time.")
 @click.option(
     "--mount", is_flag=True, help="Try them with the real commands and real mounts, much slower."
@@ -37,7 +37,7 @@ Example:
     help="Choose images by the code that they reach (pip install 'daxfs[fuzz]'); needs --minutes.",
 )
 @click.option("--corpus", metavar="FOLDER", help="Where --atheris keeps what it has learned.")
-@click.option("--jobs", type=int, metavar="J", help="Processes; one for each processor.")
+@JOBS
 @click.option("--replay", "case", metavar="ID", help="Try the image that a failure names again.")
 @JSON
 def command(
@@ -47,7 +47,7 @@ def command(
     mount: bool,
     guided: bool,
     corpus: str | None,
-    jobs: int | None,
+    jobs: int,
     case: str | None,
     json: str | None,
 ) -> None:

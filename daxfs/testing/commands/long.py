@@ -1,7 +1,6 @@
 """``long``: every part at once with its long numbers, and one table at the end."""
 
 import contextlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ import click
 
 from daxfs.cli.table import show_table
 from daxfs.testing.commands.main import JSON
+from daxfs.testing.jobs import processors
 from daxfs.testing.outcome import Figure, Outcome
 
 TAIL_LINES = 20
@@ -57,13 +57,13 @@ PARTS: Sequence[Part] = (
 @click.option(
     "--lanes",
     type=click.IntRange(min=1),
-    default=os.cpu_count() or 1,
+    default=processors,
     show_default="the processors",
     help="How many parts run side by side.",
 )
 @JSON
 def command(seed: int, lanes: int, json: str | None) -> None:
-    """Run every part with its long numbers, side by side; more than an hour on 2 processors.
+    """Run every part with its long numbers, side by side; about two hours on 2 processors.
 
     What each part does and checks: docs/RELIABILITY.md. The exit code is 1 if anything failed.
     """

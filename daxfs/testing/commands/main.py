@@ -7,6 +7,7 @@ from importlib import import_module
 import click
 
 from daxfs.cli.table import show_table
+from daxfs.testing.jobs import processors
 from daxfs.testing.outcome import Outcome
 
 COMMANDS: dict[str, str] = {
@@ -55,4 +56,12 @@ def finish(outcome: Outcome, *, json: str | None) -> None:
 
 
 JSON = click.option("--json", metavar="FILE", help="Append the result to FILE, a line of JSON.")
-"""The option that every command has."""
+JOBS = click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=processors,
+    metavar="N",
+    help="Processes. Default: all processors.",
+)
+COUNT = click.IntRange(min=1)
+MINUTES = click.FloatRange(min=0)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from daxfs.testing.commands.main import JSON, finish
-from daxfs.testing.explorer import processors
+from daxfs.testing.commands.main import JOBS, JSON, finish
 from daxfs.testing.hunt import hunt, outcome, read_table, table
 from daxfs.testing.mutants import mutants
 
@@ -16,7 +15,7 @@ from daxfs.testing.mutants import mutants
 @click.option("--table", "path", type=Path, help="Write the table of mutants to this file.")
 @click.option("--afresh", is_flag=True, help="Do not begin with who killed a mutant last.")
 @click.option("--list", "is_list", is_flag=True, help="Only print the names of the mutants.")
-@click.option("--jobs", type=int, default=processors, help="Processes. Default: all processors.")
+@JOBS
 @JSON
 def command(
     names: tuple[str, ...],
@@ -37,6 +36,8 @@ def command(
       scripts/crash-test mutants Journal.finish
     """
     targets = [m for m in mutants() if not names or any(name in m.name for name in names)]
+    if not targets:
+        raise click.UsageError("no mutant has such a name; --list tells the names")
     if is_list:
         for mutant in targets:
             click.echo(mutant.name)

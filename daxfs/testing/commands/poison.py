@@ -1,15 +1,14 @@
 """``crash-test poison``: spoil each line of the metadata of an image."""
 
 import logging
-import os
 import time
 from itertools import count
-from multiprocessing import get_context
 
 import click
 
 from daxfs.testing import poison
-from daxfs.testing.commands.main import JSON, finish
+from daxfs.testing.commands.main import JOBS, JSON, MINUTES, finish
+from daxfs.testing.jobs import processes
 from daxfs.testing.outcome import Outcome
 
 _CHUNK = 16
@@ -17,11 +16,11 @@ _CHUNK = 16
 
 
 @click.command()
-@click.option("--minutes", type=float, help="Go on with other garbage until so much time is over.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the garbage.")
 @click.option(
-    "--jobs", type=int, default=os.cpu_count(), help="Processes. Default: all processors."
+    "--minutes", type=MINUTES, help="Go on with other garbage until so much time is over."
 )
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the garbage.")
+@JOBS
 @JSON
 def command(minutes: float | None, seed: int, jobs: int, json: str | None) -> None:
     """Spoil each line of an image's metadata: by a bad block, garbage, zeroes.
@@ -41,7 +40,7 @@ def run(
     *,
     minutes: float | None = None,
     seed: int = 0,
-    jobs: int | None = None,
+    jobs: int,
     ways: tuple[poison.Way, ...] = poison.WAYS,
 ) -> Outcome:
     """Run each case with *seed*, and with the seeds behind it until the time is over."""
@@ -49,8 +48,7 @@ def run(
     started = time.monotonic()
     images = poison.subjects()
     tally = poison.Tally()
-    context = get_context("fork")
-    with context.Pool(jobs, poison.start_worker, (images,)) as pool:
+    with processes(jobs, poison.start_worker, (images,)) as pool:
         for current in count(seed):
             # The same bad blocks again would tell nothing new.
             again = tuple(way for way in ways if way == "garbage") if current > seed + 1 else ways
