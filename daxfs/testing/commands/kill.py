@@ -1,10 +1,8 @@
 """``scripts/crash-test kill``: kill daemons and clients under load."""
 
-import os
-
 import click
 
-from daxfs.testing.commands.main import JSON, finish
+from daxfs.testing.commands.main import JOBS, JSON, MINUTES, finish
 
 
 @click.command(
@@ -14,11 +12,23 @@ Example:
   scripts/crash-test kill --minutes 10 --seed 7 --json results.jsonl
 """
 )
-@click.option("--kills", default=200, show_default=True, help="How many daemons to kill.")
-@click.option("--clients", default=200, show_default=True, help="How many clients to kill.")
-@click.option("--minutes", default=0.0, help="Go on for so long instead.")
+@click.option(
+    "--kills",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="How many daemons to kill.",
+)
+@click.option(
+    "--clients",
+    type=click.IntRange(min=0),
+    default=200,
+    show_default=True,
+    help="How many clients to kill.",
+)
+@click.option("--minutes", type=MINUTES, default=0.0, help="Go on for so long instead.")
 @click.option("--seed", default=1, show_default=True, help="Picks loads, moments and ways.")
-@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Images at a time.")
+@JOBS
 @JSON
 def command(
     kills: int, clients: int, minutes: float, seed: int, jobs: int, json: str | None
@@ -28,5 +38,8 @@ def command(
     Needs /dev/fuse. Where a round fails, its image and the clients' notes are left.
     """
     from daxfs.testing import kill
+
+    if not (kills or clients or minutes):
+        raise click.UsageError("there is nothing to kill: give --kills, --clients or --minutes")
 
     finish(kill.run(kills=kills, clients=clients, minutes=minutes, seed=seed, jobs=jobs), json=json)
