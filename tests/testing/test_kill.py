@@ -15,13 +15,14 @@ import pytest
 from daxfs.testing import clients, kill
 from daxfs.testing.clients import Storm, View, Writer
 from daxfs.testing.filemodel import FileModel, pattern
+from daxfs.testing.jobs import processors
 from daxfs.testing.treemodel import Node, read_tree
 
 
 def _kill(number: int) -> None:
     seed = int(os.environ.get("DAXFS_TEST_SEED") or random.randrange(1 << 20))
     print(f"DAXFS_TEST_SEED={seed}")
-    outcome = kill.run(kills=number, clients=number, minutes=0, seed=seed, jobs=os.cpu_count() or 1)
+    outcome = kill.run(kills=number, clients=number, minutes=0, seed=seed, jobs=processors())
     assert not outcome.failures
     assert outcome.figures["daemons_ended"] == outcome.figures["clients_killed"] == number
 

@@ -1,6 +1,5 @@
 """Mutants: each misbehaves at its site and as it says, and the crash tests kill every one."""
 
-import os
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from daxfs.fs.super import FileSystem
 from daxfs.journal.undo import Transaction
 from daxfs.ondisk.layout import JOURNAL_SEQ_OFFSET
 from daxfs.testing import hunt
+from daxfs.testing.jobs import processors
 from daxfs.testing.mutants import KINDS, LOGIC, Mutant, MutantPersist, mutants
 from daxfs.testing.recorder import Fence, Flush, Recorder, Store
 from daxfs.testing.sites import sites
@@ -156,6 +156,6 @@ def test_right_code_survives() -> None:
 @pytest.mark.timeout(900)
 def test_all_mutants_are_killed() -> None:
     started = time.monotonic()
-    kills = list(hunt.hunt(mutants(), os.cpu_count() or 1, hunt.read_table()))
+    kills = list(hunt.hunt(mutants(), processors(), hunt.read_table()))
     print(hunt.outcome(kills, time.monotonic() - started).to_json())
     assert [f"{kill.mutant.name}: {kill.how}" for kill in kills if not kill.by] == []

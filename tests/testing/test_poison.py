@@ -7,6 +7,7 @@ from daxfs.pmem.image import Image
 from daxfs.testing import poison
 from daxfs.testing.commands.main import main
 from daxfs.testing.commands.poison import run
+from daxfs.testing.jobs import processors
 from daxfs.testing.outcome import Outcome
 
 SEED = 5
@@ -25,7 +26,7 @@ def check(outcome: Outcome) -> None:
 
 
 def test_each_line_spoiled_once_gives_what_was_there_or_an_error() -> None:
-    outcome = run(seed=SEED, ways=("bad block", "garbage"))
+    outcome = run(seed=SEED, jobs=processors(), ways=("bad block", "garbage"))
     check(outcome)
     assert int(outcome.figures["lines"]) > 1300
     assert int(outcome.figures["cases"]) > 1500
@@ -35,7 +36,7 @@ def test_each_line_spoiled_once_gives_what_was_there_or_an_error() -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_lines_spoiled_in_each_way_for_some_minutes() -> None:
-    check(run(seed=SEED + 1, minutes=10))
+    check(run(seed=SEED + 1, jobs=processors(), minutes=10))
 
 
 def test_every_kind_of_metadata_is_among_the_lines(subjects: dict[str, poison.Subject]) -> None:
