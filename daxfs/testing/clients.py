@@ -35,7 +35,9 @@ Operation = list[Any]
 
 PAGE: Final = 4096
 CHUNK: Final = 2 << 20
-GONE: Final = {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+TOLD: Final = {errno.EIO, errno.EINTR}
+"""What a program gets beside one that was killed (see ``Load._expect_running`` of ``kill``)."""
+GONE: Final = {errno.ENOTCONN, errno.ECONNABORTED, *TOLD}
 """What a program gets whose mount has no daemon any more."""
 
 _KEEP_SIZE, _PUNCH_HOLE, _ZERO_RANGE = 1, 2, 16
@@ -81,7 +83,10 @@ class Client(Protocol):
 
 
 def run(client: Client, log: int, rng: random.Random) -> None:
-    """Do operations until the mount is gone; *log* is the descriptor of the notes."""
+    """Do operations until the mount is gone; *log* is the descriptor of the notes.
+
+    OSError: an operation failed otherwise, and none of them may.
+    """
 
     def note(*words: object) -> None:
         os.write(log, json.dumps(words).encode() + b"\n")
@@ -97,11 +102,9 @@ def run(client: Client, log: int, rng: random.Random) -> None:
                 client.do(operation)
             except OSError as error:
                 note("error", error.errno)
-                if error.errno in GONE:
-                    return
-            else:
-                note("done")
-                client.apply(operation, "seen")
+                raise
+            note("done")
+            client.apply(operation, "seen")
     except OSError as error:
         if error.errno not in GONE:
             raise
@@ -120,8 +123,6 @@ def replay(client: Client, notes: str, view: View) -> tuple[list[Client], int]:
         elif word == "done" and begun is not None:
             client.apply(begun, view)
             count += 1
-            begun = None
-        elif word == "error" and rest[0] not in GONE:
             begun = None
     if begun is None:
         return [client], count

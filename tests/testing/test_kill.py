@@ -1,5 +1,6 @@
 """Killed daemons and clients under load; and that the model would see it if something were lost."""
 
+import errno
 import os
 import random
 import signal
@@ -139,6 +140,38 @@ def test_what_has_returned_must_be_there(
     assert writer.model.check(file.read_bytes()) is None
     assert (writer.model.check(b"") is None) == may_be_missing
     assert writer.model.check(b"stale!!!") is not None
+
+
+class _Refused(Storm):
+    """A client whose operations fail with *code*."""
+
+    def __init__(self, path: Path, code: int) -> None:
+        super().__init__(path, 10, depth=0)
+        self._code = code
+
+    def prepare(self) -> None:
+        """Stay in the folder of the test."""
+
+    def do(self, operation: clients.Operation) -> None:
+        raise OSError(self._code, os.strerror(self._code))
+
+
+def _run_refused(folder: Path, code: int) -> str:
+    """The notes of such a client; raises what the client does."""
+    with (folder / "notes").open("wb", buffering=0) as log:
+        clients.run(_Refused(folder, code), log.fileno(), random.Random(1))
+    return (folder / "notes").read_text()
+
+
+@pytest.mark.parametrize("code", sorted(clients.GONE))
+def test_client_ends_when_its_mount_is_gone(tmp_path: Path, code: int) -> None:
+    assert _run_refused(tmp_path, code).endswith(f'["error", {code}]\n')
+
+
+@pytest.mark.parametrize("code", [errno.EUCLEAN, errno.ENOSPC, errno.ENOENT, errno.EROFS])
+def test_client_fails_by_an_error_that_none_may_get(tmp_path: Path, code: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(code)):
+        _run_refused(tmp_path, code)
 
 
 def test_operation_on_names_that_was_cut_off_is_there_wholly_or_not(tmp_path: Path) -> None:
