@@ -27,7 +27,13 @@ def processes(
     They end by themselves when the work is done. If it is given up, SIGTERM ends them at once; one
     that holds more than memory takes the signal itself, from *start* on.
     """
-    with get_context(method).Pool(jobs, _start, (start, arguments)) as pool:
+    # A new process does not take the signal before it can be ended by it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    try:
+        pool = get_context(method).Pool(jobs, _start, (start, arguments))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with pool:
         yield pool
         # Without this, leaving the Pool gives the work up.
         pool.close()
@@ -38,5 +44,6 @@ def _start(start: Callable[..., object] | None, arguments: tuple[Any, ...]) -> N
     # A handler of this process's parent would be no end: Python runs it when it is next at work,
     # and a process that has just begun to wait for some may never be.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     if start is not None:
         start(*arguments)

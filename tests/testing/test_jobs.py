@@ -1,6 +1,7 @@
 """Processes that share work end, whatever this process does with signals."""
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -39,12 +40,24 @@ def test_done_work_ends_them_without_a_signal(tmp_path: Path) -> None:
     assert (tmp_path / "ends").read_text() == "ended ended "
 
 
-def test_work_that_is_given_up_ends_them_though_this_process_is_deaf(deaf: None) -> None:
+@pytest.mark.parametrize("begin_seconds", [0.0, 0.3])
+def test_work_that_is_given_up_ends_them_though_this_process_is_deaf(
+    deaf: None, monkeypatch: pytest.MonkeyPatch, begin_seconds: float
+) -> None:
+    fork = os.fork
+
+    def fork_slowly() -> int:
+        process = fork()
+        if not process:
+            time.sleep(begin_seconds)
+        return process
+
     def give_up() -> None:
         with processes(2) as pool:
             pool.map_async(time.sleep, [600, 600])
             raise ZeroDivisionError
 
+    monkeypatch.setattr(os, "fork", fork_slowly)
     with pytest.raises(ZeroDivisionError):
         give_up()
     assert not multiprocessing.active_children()
